@@ -1,0 +1,268 @@
+"""The task of [Jain+23 §B.2]: five families of questions about texts of a probabilistic context-free grammar."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, UInt8
+from pydantic import Field
+
+from synthetic_tasks.chance import best_constant, best_given
+from synthetic_tasks.correlation import count_ranges, draw_correlated, index_ranges, select_natural
+from synthetic_tasks.families import FAMILIES, Family
+from synthetic_tasks.grammar import Grammar
+from synthetic_tasks.labels import ABSENT
+from synthetic_tasks.prompts import Layout, Vocabulary
+from synthetic_tasks.settings import Settings, read_settings
+from workbench.errors import UserError, did_you_mean
+from workbench.examples import Correlation, Examples
+from workbench.seeds import numpy_generator
+
+Texts = UInt8[np.ndarray, "n length"]
+Kind = Literal["natural", "balanced", "pretraining"]
+"""`natural` texts are plain grammar samples; `balanced` ones have independent, evenly spread labels of the family of the
+prompt (count and index; the others stay natural); `pretraining` is an even mixture of the two."""
+
+REFERENCE_TEXTS = 4096
+"""Texts of the same distribution that `Examples.chance` is computed on."""
+
+
+class PcfgSettings(Settings):
+    """Settings of the task `pcfg`."""
+
+    grammar: str = "jain23"
+    """A bundled grammar, or the path of a grammar file."""
+    text_length: int = Field(default=32, ge=2, le=4096)
+    window: int = Field(default=12, ge=1)
+    """Number of last positions in which is counted."""
+    occurrence: int = Field(default=3, ge=1)
+    """Which occurrence from the end the index families ask for."""
+    token_distance: int | None = Field(default=None, ge=0)
+    """Distance from the end of the token asked for; the window when not given, at most the first token."""
+    families: tuple[str, ...] = tuple(FAMILIES)
+
+
+@dataclass(frozen=True, eq=False)
+class PcfgTask:
+    """Prompts about grammar texts with exact answers; a `workbench.protocols.Task`."""
+
+    grammar: Grammar
+    settings: PcfgSettings
+    _chance: dict[Any, dict[str, float]] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> PcfgTask:
+        """The task of a study's `task:` section.
+
+        Raises:
+            UserError: on an unknown setting, a value out of range, an unknown family, or a bad grammar.
+        """
+        read = read_settings(PcfgSettings, settings, "task pcfg")
+        for name, largest in (("window", read.text_length), ("occurrence", read.text_length)):
+            if getattr(read, name) > largest:
+                raise UserError(
+                    f"task pcfg setting {name!r} is {getattr(read, name)}; make it at most the text length {largest}."
+                )
+        if (read.token_distance or 0) >= read.text_length:
+            raise UserError(
+                f"task pcfg setting 'token_distance' is {read.token_distance}; "
+                f"make it below the text length {read.text_length}."
+            )
+        for family in read.families:
+            if family not in FAMILIES:
+                raise UserError(f"there is no task family {family!r}{did_you_mean(family, FAMILIES)}")
+        if len(set(read.families)) < max(1, len(read.families)):
+            raise UserError(f"task pcfg setting 'families' is {list(read.families)}; name each family once, and at least one.")
+        return cls(Grammar.load(read.grammar), read)
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """Token names and ids."""
+        return Vocabulary(self.grammar.terminals, self.settings.text_length)
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Where things stand in a sequence."""
+        return Layout(self.vocabulary)
+
+    @cached_property
+    def families(self) -> Mapping[str, Family]:
+        """The families of the task by name."""
+        s = self.settings
+        distance = min(s.window, s.text_length - 1) if s.token_distance is None else s.token_distance
+        return {name: Family(name, self.vocabulary, s.window, s.occurrence, distance) for name in s.families}
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids."""
+        return len(self.vocabulary)
+
+    @property
+    def context(self) -> int:
+        """Tokens of every sequence: the text and nine more."""
+        return self.layout.length
+
+    @cached_property
+    def capabilities(self) -> tuple[str, ...]:
+        """Names such as `count_a`, `pair_index_bb` and `token`."""
+        return tuple(name for family in self.families.values() for name in family.capabilities)
+
+    def locate(self, capability: str) -> tuple[Family, int]:
+        """The family of a capability and the index of its operand.
+
+        Raises:
+            UserError: on a capability that the task does not have.
+        """
+        for family in self.families.values():
+            if capability in family.capabilities:
+                return family, family.capabilities.index(capability)
+        raise UserError(f"the task has no capability {capability!r}{did_you_mean(capability, self.capabilities)}")
+
+    def family(self, capability: str) -> str:
+        """The family of a capability, for instance `count`."""
+        return self.locate(capability)[0].name
+
+    def describe(self, tokens: Sequence[int]) -> str:
+        """Tokens as text, for instance `SOS C a 12 SOT abcacb EOT ART 3 EOS`."""
+        return self.vocabulary.describe(tokens)
+
+    def capability(self, name: str, correlation: Correlation | None = None, texts: Kind = "natural") -> PcfgCapability:
+        """A source of examples of one capability.
+
+        With a correlation every text is edited: correlated with probability `share`, otherwise explicitly not.
+
+        Raises:
+            UserError: on an unknown capability, or a correlation that no text can have.
+        """
+        self.locate(name)
+        if texts not in ("natural", "balanced", "pretraining"):
+            raise UserError(f"there are no {texts!r} texts{did_you_mean(texts, ('natural', 'balanced', 'pretraining'))}")
+        if correlation is not None:
+            if texts != "natural":
+                raise UserError(
+                    f"texts {texts!r} and a correlation exclude each other, as correlated texts are edited; drop one."
+                )
+            self.check_correlation(correlation)
+        return PcfgCapability(self, name, correlation, texts)
+
+    def natural_texts(self, n: int, rng: np.random.Generator) -> Texts:
+        """Plain samples of the grammar."""
+        return self.grammar.sample_texts(n, self.settings.text_length, rng)
+
+    def mixed_texts(self, n: int, family: Family, balanced_fraction: float, rng: np.random.Generator) -> Texts:
+        """Natural texts, each balanced with the given probability for the first two terminals of `family`."""
+        texts = self.natural_texts(n, rng)
+        rows = np.flatnonzero(rng.random(n) < balanced_fraction)
+        if family.recipe is not None and len(rows):
+            texts[rows] = family.recipe.balance(texts[rows], (1, 0), rng)
+        return texts
+
+    def check_correlation(self, correlation: Correlation) -> None:
+        """Raise a `UserError` when the correlation's labels do not go together or no text can have the relation."""
+        (family, _), (other, _) = self.locate(correlation.target), self.locate(correlation.partner)
+        if family is not other:
+            raise UserError(
+                f"{correlation.target!r} and {correlation.partner!r} belong to different families "
+                f"({family.name}, {other.name}); correlate two capabilities of one family."
+            )
+        s = self.settings
+        if family.recipe is None:
+            self.correlated_texts(2, correlation, numpy_generator(0, "pcfg", "check"), np.array([True, False]))
+        elif family.name == "count":
+            count_ranges(s.window, correlation.offset)
+        else:
+            index_ranges(s.text_length, s.occurrence, correlation.offset)
+
+    def correlated_texts(
+        self, n: int, correlation: Correlation, rng: np.random.Generator, correlated: Bool[np.ndarray, " n"] | None = None
+    ) -> tuple[Texts, Bool[np.ndarray, " n"]]:
+        """Texts whose relation holds exactly where the second value is true (drawn by `share` when not given)."""
+        (family, target), (_, partner) = self.locate(correlation.target), self.locate(correlation.partner)
+        if correlated is None:
+            correlated = draw_correlated(correlation.share, n, rng)
+        if family.recipe is not None:
+            texts = self.natural_texts(n, rng)
+            return family.recipe.correlate(texts, (target, partner), correlation.offset, correlated, rng), correlated
+
+        def relation(texts: Texts) -> tuple[np.ndarray, np.ndarray]:
+            left, right = family.label(texts, target), family.label(texts, partner)
+            # An absent occurrence has no distance, so its sentinel must not enter the difference.
+            return left == right + correlation.offset, (left == ABSENT) | (right == ABSENT)
+
+        name = f"{correlation.target} = {correlation.partner} {correlation.offset:+d}"
+        return select_natural(lambda m: self.natural_texts(m, rng), relation, correlated, name), correlated
+
+
+@dataclass(frozen=True)
+class PcfgCapability:
+    """One capability on one distribution of texts; a `workbench.examples.Capability`.
+
+    The texts are a function of the seed, the split and the distribution, not of the operand: `count_a` and `count_b` are
+    asked of the same strings.
+    """
+
+    task: PcfgTask
+    name: str
+    correlation: Correlation | None
+    texts: Kind
+
+    def draw(self, n: int, seed: int, split: str) -> tuple[Texts, Bool[np.ndarray, " n"] | None]:
+        """The texts of a split, and which are correlated (None without a correlation)."""
+        family, _ = self.task.locate(self.name)
+        if self.correlation is not None:
+            c = self.correlation
+            rng = numpy_generator(seed, "pcfg", "texts", split, c.target, c.partner, str(c.offset), str(float(c.share)))
+            return self.task.correlated_texts(n, c, rng)
+        balanced = {"natural": 0.0, "balanced": 1.0, "pretraining": 0.5}[self.texts]
+        kind = self.texts if family.recipe is not None else "natural"
+        rng = numpy_generator(seed, "pcfg", "texts", split, kind, *([] if kind == "natural" else [family.name]))
+        return self.task.mixed_texts(n, family, balanced, rng), None
+
+    def examples(self, n: int, seed: int, split: str = "test") -> Examples:
+        """`n` examples; the labels hold every label of the task's families (-1: absent) and, if any, `correlated`.
+
+        Raises:
+            UserError: when `n` is below 1.
+        """
+        if n < 1:
+            raise UserError(f"{n} examples of {self.name!r} were asked for; ask for at least 1.")
+        task = self.task
+        family, operand = task.locate(self.name)
+        texts, correlated = self.draw(n, seed, split)
+        found = {name: other.label(texts, i) for other in task.families.values() for i, name in enumerate(other.capabilities)}
+        answer = family.answer(found[self.name])
+        if correlated is not None:
+            found["correlated"] = correlated.astype(np.int64)
+        layout = task.layout
+        return Examples(
+            tokens=layout.sequences(family.token_id, int(family.operand_ids[operand]), family.number_id, texts, answer),
+            loss_mask=layout.mask(n, layout.answer, layout.answer + 1),
+            answer_position=torch.full((n,), layout.request),
+            answer=torch.from_numpy(answer)[:, None],
+            candidates=torch.from_numpy(family.answer_ids),
+            labels={name: torch.from_numpy(values) for name, values in found.items()},
+            roles=layout.roles(n, task.settings.window),
+            chance=self.chance(),
+        )
+
+    def chance(self) -> dict[str, float]:
+        """`majority` and, for the other operands of the family, `given count_b`: see `synthetic_tasks.chance`.
+
+        Computed once on `REFERENCE_TEXTS` further texts of the same distribution, so that it does not depend on `n`.
+        """
+        key = (self.name, self.correlation, self.texts)
+        if key not in self.task._chance:
+            family, operand = self.task.locate(self.name)
+            texts, _ = self.draw(REFERENCE_TEXTS, 0, "chance reference")
+            values = [family.label(texts, i) for i in range(len(family.capabilities))]
+            chance = {"majority": best_constant(values[operand])}
+            for i, name in enumerate(family.capabilities):
+                if i != operand:
+                    chance[f"given {name}"] = best_given(values[operand], values[i])
+            self.task._chance[key] = chance
+        return dict(self.task._chance[key])

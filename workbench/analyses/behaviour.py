@@ -1,0 +1,294 @@
+"""What the models answer: accuracies before, during and after fine-tuning, beside the scores that need no ability.
+
+The other analyses of a pair measure accuracies through the helpers at the top of this module. Draws of numbers that were
+measured on the same texts are paired: equal seeds and numbers of examples resample the same ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pydantic import Field
+from torch import nn
+
+from workbench.analysis import Settings, analysis
+from workbench.errors import UserError
+from workbench.examples import Examples
+from workbench.models.anatomy import anatomy, blocks
+from workbench.models.forward import accuracy, evaluate
+from workbench.results import Direction, Evidence, Metric, Result
+from workbench.seeds import stream
+from workbench.statistics import bootstrap_mean, wilson
+from workbench.subjects import Pair
+from workbench.verdict import HAS_IT, ROOM, UNTOUCHED
+
+DRAWS = 400
+NORM, RELATIVE = "Frobenius norm", "share of the base's norm"
+PLAIN = math.nan
+"""The share of texts to which no correlation applies."""
+
+
+def derived(name: str, value: float, draws: np.ndarray, n: int, unit: str = "") -> Metric:
+    """A number with the percentile interval of its draws; `undefined` where the value is not a number."""
+    if not math.isfinite(value):
+        return Metric(name, math.nan, math.nan, math.nan, n, unit, "undefined", draws=(math.nan,) * len(draws))
+    draws = np.where(np.isfinite(draws), draws, np.nan)  # a draw without a denominator says nothing
+    low, high = np.nanpercentile(draws, [2.5, 97.5])
+    return Metric(name, value, float(low), float(high), n, unit, draws=tuple(np.round(draws, 6).tolist()))
+
+
+def proportion(name: str, correct: np.ndarray, seed: int) -> Metric:
+    """The share of right answers with its Wilson interval."""
+    row = proportion_row(correct)
+    draws = tuple(np.round(bootstrap_mean(correct, DRAWS, seed), 6).tolist())
+    return Metric(name, row["value"], row["low"], row["high"], row["n"], "accuracy", draws=draws)
+
+
+def other_texts(seed: int, name: str) -> int:
+    """The seed of a resampling that is independent of the pair's: for texts other than those of C_Te = 0."""
+    return stream(seed, "resampling", name)
+
+
+def certain(name: str, value: float, n: int, unit: str) -> Metric:
+    """A number that does not depend on which examples were drawn."""
+    return Metric(name, value, value, value, n, unit, draws=(round(value, 6),) * DRAWS)
+
+
+def proportion_row(correct: np.ndarray) -> dict[str, Any]:
+    """`value low high n unit` of a table: the share of ones with its Wilson interval."""
+    n = len(correct)
+    low, high = wilson(float(np.sum(correct)), n)
+    return {"value": float(np.mean(correct)), "low": float(low), "high": float(high), "n": n, "unit": "accuracy"}
+
+
+def shares(pair: Pair, capability: str) -> tuple[float, ...]:
+    """The C_Te at which a capability has test sets: 0 and 1 where the correlation speaks of its family, else plain texts."""
+    related = pair.correlation is not None and pair.task.family(capability) == pair.task.family(pair.correlation.target)
+    return (0.0, 1.0) if related else (PLAIN,)
+
+
+def draw(pair: Pair, capability: str, share: float, n: int, split: str = "test") -> Examples:
+    """Examples at C_Te = `share`, which may be `PLAIN`."""
+    return pair.examples(capability, share=0.0 if math.isnan(share) else share, n=n, split=split)
+
+
+def correct_answers(model: Any, examples: Examples) -> np.ndarray:
+    """1.0 where the answer is right, `[n]`."""
+    return evaluate(model, examples, accuracy).numpy().astype(np.float64)
+
+
+def role_of(pair: Pair, capability: str) -> str:
+    """`pt` for the ability that may be lost, `ft` for the one that was trained, `other`."""
+    return "pt" if capability == pair.capability else "ft" if capability == pair.tuned_on else "other"
+
+
+def truth_of(examples: Examples, capability: str) -> np.ndarray:
+    """The label of a capability per example; the answer's first token where the examples carry no such label."""
+    return (examples.labels[capability] if capability in examples.labels else examples.answer[:, 0]).cpu().numpy()
+
+
+class BehaviourSettings(Settings):
+    """Settings of `behaviour`."""
+
+    n: int | None = Field(None, ge=16, description="test examples per set; the pair's own number when empty")
+
+
+@analysis(version=1, paper="Jain+23 §4.1")
+def behaviour(pair: Pair, settings: BehaviourSettings) -> Result:
+    """Accuracies of the models on what was lost, what was trained and what should have stayed [Jain+23 Fig 5, 6, 60-75].
+
+    Estimand: the probability that the most likely token of the whole vocabulary is the answer, on fresh texts with C_Te
+    (`share`) 0 and 1; NaN means texts to which the correlation does not apply. Intervals are Wilson's. `table` follows the
+    fine-tuning on the evaluation sets of its run; everything else is measured here.
+
+    `weights` holds the Frobenius norm of tuned minus base per group of parameters, and that over the base's norm: an
+    answer that changes while the weights hardly do is another finding than one that changes with them.
+
+    Does not show whether a lost ability is hidden or gone: both look the same from outside.
+    """
+    n = settings.n or pair.n
+    models = {"base": pair.base, "tuned": pair.tuned, **({"never_had_it": pair.never_had_it} if pair.never_had_it else {})}
+    endpoints: list[dict[str, Any]] = []
+    failures: list[dict[str, Any]] = []
+    chance: list[dict[str, Any]] = []
+    correct: dict[tuple[str, str, float], np.ndarray] = {}
+    for capability in dict.fromkeys([pair.capability, pair.tuned_on, *pair.others]):
+        role = role_of(pair, capability)
+        for share in shares(pair, capability):
+            examples = draw(pair, capability, share, n)
+            at = {"capability": capability, "role": role, "share": share}
+            chance += [{**at, "kind": kind, "value": value} for kind, value in examples.chance.items()]
+            for name, model in models.items():
+                right = correct[name, capability, share] = correct_answers(model, examples)
+                endpoints.append({"model": name, **at, **proportion_row(right)})
+                if role != "other":
+                    failures += [{"model": name, **at, **row} for row in _by_truth(right, truth_of(examples, capability))]
+    weights = pd.DataFrame(_weight_change(pair.base, pair.tuned))
+    weights["block"] = weights["block"].astype("Int64")
+    tables = {
+        "table": _along_training(pair),
+        "endpoints": pd.DataFrame(endpoints),
+        "chance": pd.DataFrame(chance, columns=["capability", "role", "share", "kind", "value"]),
+        "failures": pd.DataFrame(failures),
+        "weights": weights,
+    }
+    result = Result(
+        name="behaviour",
+        tables=tables,
+        headline=_headline(pair, correct, tables["chance"], weights),
+        limits=(
+            "Behaviour alone does not tell an ability that is hidden from one that is gone.",
+            "An answer counts when it is the most likely token of the whole vocabulary; a model that hedges scores nothing.",
+        ),
+        provenance={"capability": pair.capability, "tuned_on": pair.tuned_on},
+    )
+    return replace(result, evidence=evidence(result))
+
+
+def _along_training(pair: Pair) -> pd.DataFrame:
+    columns = ["step", "capability", "role", "share", "value", "low", "high", "n", "unit"]
+    if pair.trajectory is None:
+        return pd.DataFrame(columns=columns)
+    measured = pair.trajectory.evaluations
+    known = measured[measured["capability"].isin([pair.capability, pair.tuned_on, *pair.task.capabilities])]
+    rows = [
+        {
+            "step": int(row["step"]),
+            "capability": row["capability"],
+            "role": role_of(pair, row["capability"]),
+            "share": row["share"],
+            **proportion_row(np.asarray(row["values"], dtype=float)),
+        }
+        for row in known.to_dict("records")
+    ]
+    return pd.DataFrame(rows, columns=columns).sort_values(["capability", "share", "step"], ignore_index=True)
+
+
+def _by_truth(right: np.ndarray, truth: np.ndarray) -> list[dict[str, Any]]:
+    return [{"truth": int(value), **proportion_row(right[truth == value])} for value in np.unique(truth)]
+
+
+def _headline(
+    pair: Pair, correct: dict[tuple[str, str, float], np.ndarray], chance: pd.DataFrame, weights: pd.DataFrame
+) -> tuple[Metric, ...]:
+    pt, ft = pair.capability, pair.tuned_on
+    pt_share, ft_share = shares(pair, pt)[0], shares(pair, ft)[0]
+    n = len(correct["base", pt, pt_share])
+    seed = pair.seed
+    before, after = correct["base", pt, pt_share], correct["tuned", pt, pt_share]
+    out = [
+        proportion("base_pt", before, seed),
+        proportion("tuned_pt", after, seed),
+        derived("change_pt", float(after.mean() - before.mean()), bootstrap_mean(after - before, DRAWS, seed), n, "accuracy"),
+        proportion("base_ft", correct["base", ft, ft_share], seed),
+        proportion("tuned_ft", correct["tuned", ft, ft_share], seed),
+    ]
+    if ("tuned", ft, 1.0) in correct:
+        out.append(proportion("tuned_ft_correlated", correct["tuned", ft, 1.0], other_texts(seed, "correlated")))
+    if ("never_had_it", pt, pt_share) in correct:
+        out.append(proportion("never_pt", correct["never_had_it", pt, pt_share], seed))
+    for name, capability, share in (("chance_pt", pt, pt_share), ("chance_ft", ft, ft_share)):
+        at_share = chance["share"].isna() if math.isnan(share) else chance["share"] == share
+        floors = chance.loc[(chance["capability"] == capability) & at_share, "value"]
+        out.append(certain(name, float(floors.max()) if len(floors) else 0.0, n, "accuracy"))
+    if pair.others:
+        changes = [correct["tuned", c, shares(pair, c)[0]] - correct["base", c, shares(pair, c)[0]] for c in pair.others]
+        drawn = [bootstrap_mean(d, DRAWS, other_texts(seed, c)) for c, d in zip(pair.others, changes, strict=True)]
+        value = float(np.mean([d.mean() for d in changes]))
+        out.append(derived("collateral", value, np.mean(drawn, axis=0), n * len(changes), "accuracy"))
+    whole = weights.loc[(weights["group"] == "all") & (weights["unit"] == RELATIVE), "value"]
+    return (*out, certain("weight_change", float(whole.iloc[0]), 1, RELATIVE))
+
+
+def _groups(model: nn.Module) -> list[tuple[str, int | None, Sequence[str]]]:
+    """`(group, block, parameter prefixes)`; only `all` where the architecture's sites are not known."""
+    try:
+        sites = anatomy(model)
+    except UserError:
+        return [("all", None, [""])]
+    head = [name for name, module in model.named_modules() if module is model.get_output_embeddings()]  # pyright: ignore[reportCallIssue]
+    out: list[tuple[str, int | None, Sequence[str]]] = [
+        ("all", None, [""]),
+        ("embedding", None, [f"{name}." for name in sites.embeddings]),
+        ("norm", None, [f"{sites.final_norm}."]),
+        ("head", None, [f"{name}." for name in head]),
+    ]
+    for i in range(len(blocks(model))):
+        inside = f"{sites.blocks}.{i}."
+        out += [
+            ("attention", i, [f"{inside}{sites.attention_out.partition('.')[0]}."]),
+            ("mlp", i, [f"{inside}{sites.mlp_out.partition('.')[0]}."]),
+            ("norm", i, [f"{inside}{sites.attention_norm}.", f"{inside}{sites.mlp_norm}."]),
+        ]
+    return out
+
+
+def _weight_change(base: nn.Module, tuned: nn.Module) -> list[dict[str, Any]]:
+    before = {name: p.detach().cpu().double() for name, p in base.named_parameters()}
+    after = {name: p.detach().cpu().double() for name, p in tuned.named_parameters()}
+    if {k: v.shape for k, v in before.items()} != {k: v.shape for k, v in after.items()}:
+        raise UserError("base and tuned have parameters of other names or shapes; compare two models of one architecture.")
+    moved = {name: float((after[name] - before[name]).square().sum()) for name in before}
+    size = {name: float(value.square().sum()) for name, value in before.items()}
+    rows: list[dict[str, Any]] = []
+    for group, block, prefixes in _groups(base):
+        names = [name for name in before if name.startswith(tuple(prefixes))] if prefixes else []
+        if names:
+            norm, whole = math.sqrt(sum(moved[k] for k in names)), math.sqrt(sum(size[k] for k in names))
+            at = {"group": group, "block": block}
+            rows.append({**at, "unit": NORM, "value": norm})
+            rows.append({**at, "unit": RELATIVE, "value": norm / whole if whole else math.nan})
+    return rows
+
+
+def has_it(chance: float) -> float:
+    """The accuracy from which a model has an ability: `HAS_IT` of the way from chance to a perfect score."""
+    return chance + HAS_IT * (1 - chance)
+
+
+def evidence(result: Result) -> tuple[Evidence, ...]:
+    """Lines of the verdict: the ability lost or kept, the trained one learned or only its shortcut, the others."""
+    found = {m.metric: m for m in result.headline}
+    pt, ft = result.provenance.get("capability", "O_PT"), result.provenance.get("tuned_on", "O_FT")
+
+    def line(metric: str, direction: Direction, capability: str, text: str) -> Evidence:
+        m = found[metric]
+        return Evidence("behaviour", metric, m.value, m.low, m.high, m.n, direction, text, capability, m.bound)
+
+    base, tuned, change, chance = found["base_pt"], found["tuned_pt"], found["change_pt"], found["chance_pt"].value
+    story = f"{pt}: {base.value:.2f} before fine-tuning, {tuned.value:.2f} after (no ability: up to {chance:.2f})"
+    if base.value - chance < ROOM:
+        lost = line("change_pt", "uninformative", pt, f"{story}; the base hardly has it, so there is nothing to lose.")
+    elif max(abs(change.low), abs(change.high)) <= UNTOUCHED:
+        lost = line("change_pt", "untouched", pt, f"{story}; unchanged within {UNTOUCHED}.")
+    elif change.high < -UNTOUCHED:
+        lost = line("change_pt", "neutral", pt, f"{story}; lost in behaviour, which does not tell hidden from gone.")
+    else:
+        lost = line("change_pt", "neutral", pt, f"{story}; no clear loss: the interval crosses {UNTOUCHED}.")
+
+    before, after, floor = found["base_ft"], found["tuned_ft"], found["chance_ft"].value
+    shortcut = found.get("tuned_ft_correlated")
+    level = has_it(floor)
+    told = f"{ft}: {before.value:.2f} before, {after.value:.2f} after where the shortcut fails (no ability: up to {floor:.2f})"
+    if 1 - floor < ROOM:
+        trained = line("tuned_ft", "uninformative", ft, f"{told}; a model without the ability scores almost as well.")
+    elif before.low >= level:
+        trained = line("tuned_ft", "neutral", ft, f"{told}; the base had it already.")
+    elif after.low >= level and before.high < level:
+        trained = line("tuned_ft", "learned", ft, f"{told}; learned.")
+    elif shortcut is not None and shortcut.low >= HAS_IT and after.high < level:
+        end = f"{shortcut.value:.2f} where the correlation holds: learned only through the shortcut."
+        trained = line("tuned_ft", "neutral", ft, f"{told}, {end}")
+    else:
+        trained = line("tuned_ft", "neutral", ft, f"{told}; not clearly learned (it would need {level:.2f}).")
+
+    lines = [lost, trained]
+    if "collateral" in found:
+        text = f"Accuracy on the other families changed by {found['collateral'].value:+.2f} on average."
+        lines.append(line("collateral", "neutral", "", text))
+    return tuple(lines)

@@ -1,0 +1,298 @@
+"""Whether removing a few hidden neurons brings a lost ability back: pruning by a signed first-order score.
+
+The search space is the hidden neurons of the MLPs; what attention has learned stays.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from workbench.analyses.behaviour import (
+    DRAWS,
+    certain,
+    correct_answers,
+    derived,
+    draw,
+    other_texts,
+    proportion,
+    proportion_row,
+    role_of,
+    shares,
+)
+from workbench.analysis import Settings, analysis
+from workbench.examples import Examples
+from workbench.models.anatomy import neuron_mask, neuron_shape
+from workbench.models.forward import answer_logits, evaluate, nll
+from workbench.results import Evidence, Metric, Result
+from workbench.seeds import numpy_generator, torch_generator
+from workbench.statistics import bootstrap_mean
+from workbench.subjects import Pair
+from workbench.verdict import ROOM
+
+RECOVERED = 0.25
+"""Share of the lost accuracy that a few removed neurons must bring back before it counts as a hidden ability: the partial
+revivals that this method is known for lie at .3 and above, while a shift of the predictions towards frequent answers moves
+an accuracy by less than a tenth of the way."""
+COLLAPSE = 0.25
+"""A gain does not count when the most frequent prediction exceeds the most frequent right answer by more than this share."""
+LISTED_UNITS = 100
+RANDOM_EVERY = 4
+"""Random units are removed at every fourth point of the curve, and at the chosen one."""
+
+
+class PruningSettings(Settings):
+    """Settings of `pruning`."""
+
+    score: Literal["signed_taylor", "random"] = Field("signed_taylor", description="how the units are ranked")
+    max_units: int = Field(40, ge=1, description="largest number of removed neurons; the grid below it is geometric")
+    score_examples: int = Field(1024, ge=16, description="examples for the gradient, disjoint from all others")
+    random_draws: int = Field(10, ge=10, description="random orders of the units that serve as the control")
+    n: int | None = Field(None, ge=16, description="test examples per set; the pair's own number when empty")
+    control_examples: int = Field(
+        200, ge=16, description="examples (at most) for choosing K, for random units and for the sets beside the main two"
+    )
+
+
+@analysis(version=1, paper="Jain+23 §D")
+def pruning(pair: Pair, settings: PruningSettings) -> Result:
+    """Accuracy of the tuned model with its K most harmful hidden neurons removed [Jain+23 §D, Alg. 3; Fig 7, 79-89].
+
+    Score of neuron i: dL/dm_i, L = mean cross-entropy (nats) of the O_PT answer at C_Te = 0, m_i = 1 a mask on its
+    activation; it equals sum_k W2_ki dL/dW2_ki. Setting m_i = 0 changes L by -dL/dm_i to first order, so the LARGEST
+    positive scores are the removals that most reduce the loss; the sign matters. One shot: no new ranking, no training
+    afterwards. A removed neuron's activation is zero; the output bias of its MLP stays.
+
+    Four disjoint sets keep choosing apart from measuring: the gradient is taken on `score`, K is the one with the largest
+    O_PT accuracy on `select` (the smallest on a tie, and nothing else is asked of it), and the headline is measured on
+    `test`. The control removes as many random neurons; its interval carries the spread over random orders too.
+    `recovered` is the share of the lost accuracy that came back: (pruned - unpruned) / (base - unpruned).
+
+    Does not show that an ability is gone when nothing comes back: a wrapper may sit in attention, or be spread out.
+    """
+    n = settings.n or pair.n
+    few = min(n, settings.control_examples)
+    tuned = pair.tuned
+    pt_share, ft_shares = shares(pair, pair.capability)[0], shares(pair, pair.tuned_on)
+    asked = draw(pair, pair.capability, pt_share, settings.score_examples, "score")
+    scores = unit_scores(tuned, asked)
+    order = _random_order(scores, pair.seed, -1) if settings.score == "random" else rank(scores)
+    grid = k_grid(min(settings.max_units, scores.numel()))
+
+    selection = draw(pair, pair.capability, pt_share, few, "select")
+    k_best = choose_k(grid, [correct.mean() for correct in curve(tuned, selection, order, grid)])
+
+    test = draw(pair, pair.capability, pt_share, n)
+    # The two curves of the headline get all examples; the sets beside them fewer.
+    sets: list[tuple[str, float, Examples]] = [(pair.capability, pt_share, test)]
+    sets += [(pair.tuned_on, s, draw(pair, pair.tuned_on, s, n if s == 1.0 else few)) for s in reversed(ft_shares)]
+    sets += [(other, shares(pair, other)[0], draw(pair, other, shares(pair, other)[0], few)) for other in pair.others]
+    rows: list[dict[str, Any]] = []
+    correct: dict[tuple[str, float, int], np.ndarray] = {}
+    for capability, share, examples in sets:
+        for k, right in zip(grid, curve(tuned, examples, order, grid), strict=True):
+            correct[capability, share, k] = right
+            at = {"k": k, "capability": capability, "role": role_of(pair, capability), "share": share}
+            rows.append({"ranking": settings.score, "draw": 0, **at, **proportion_row(right)})
+
+    control_grid = sorted({*grid[RANDOM_EVERY::RANDOM_EVERY], k_best} - {0})
+    at_best = np.zeros((settings.random_draws, few))
+    at_best[:] = correct[pair.capability, pt_share, 0][:few]  # removing nothing is the same in any order
+    for index in range(settings.random_draws):
+        shuffled = _random_order(scores, pair.seed, index)
+        for k, right in zip(control_grid, curve(tuned, test[:few], shuffled, control_grid), strict=True):
+            at = {"k": k, "capability": pair.capability, "role": "pt", "share": pt_share}
+            rows.append({"ranking": "random control", "draw": index, **at, **proportion_row(right)})
+            if k == k_best:
+                at_best[index] = right
+
+    classes, shares_of_largest = _classes(pair, test, order, k_best)
+    headline = (
+        *_headline(pair, correct, at_best, correct_answers(pair.base, test), k_best),
+        *(proportion(name, is_largest, pair.seed) for name, is_largest in shares_of_largest.items()),
+    )
+    result = Result(
+        name="pruning",
+        tables={"table": pd.DataFrame(rows), "classes": classes, "units": _units(scores, order)},
+        headline=headline,
+        limits=(
+            "Only hidden MLP neurons can be removed; a wrapper in attention or spread over many neurons is not found.",
+            "No recovery is no sign that the ability is gone.",
+            f"K = {k_best} was chosen for the largest accuracy on separate examples"
+            + (": removing no neuron at all was best." if k_best == 0 else "; how the curve goes on is in the table."),
+        ),
+        provenance={"capability": pair.capability, "tuned_on": pair.tuned_on},
+    )
+    return replace(result, evidence=evidence(result))
+
+
+def unit_scores(model: PreTrainedModel, examples: Examples, batch_size: int = 128) -> Float[Tensor, "blocks neurons"]:
+    """dL/dm per hidden neuron, L the mean negative log-likelihood of the answers (nats) and m a mask of ones.
+
+    Positive: the neuron raises the loss, and removing it lowers it. No parameter receives a gradient.
+    """
+    mask = torch.ones(neuron_shape(model), device=model.device, dtype=model.dtype, requires_grad=True)
+    total = torch.zeros_like(mask)
+    with torch.enable_grad(), neuron_mask(model, mask):
+        for start in range(0, len(examples), batch_size):
+            batch = examples[start : start + batch_size].to(model.device)
+            total += torch.autograd.grad(nll(model, batch).sum(), mask)[0]
+    return (total / len(examples)).detach().cpu()
+
+
+def rank(scores: Float[Tensor, "blocks neurons"]) -> Int[Tensor, " units"]:
+    """Flat indices of the units, the most harmful first; equal scores in the order of the network."""
+    return torch.sort(scores.flatten(), descending=True, stable=True).indices
+
+
+def _random_order(scores: Tensor, seed: int, index: int) -> Int[Tensor, " units"]:
+    return torch.randperm(scores.numel(), generator=torch_generator(seed, "random units", index))
+
+
+def k_grid(largest: int) -> tuple[int, ...]:
+    """Numbers of removed units: 0, 1, 2, 3, 5, then by a factor of sqrt 2, and the largest."""
+    grid, point = {0, largest, *(k for k in (1, 2, 3) if k < largest)}, 5.0
+    while round(point) < largest:
+        grid.add(round(point))
+        point *= math.sqrt(2)
+    return tuple(sorted(grid))
+
+
+@contextmanager
+def pruned(model: PreTrainedModel, order: Int[Tensor, " units"], k: int) -> Generator[None]:
+    """The model without the first `k` units of `order` while the context is open."""
+    if k == 0:  # not even a multiplication by one
+        yield
+        return
+    mask = torch.ones(order.numel(), dtype=model.dtype)
+    mask[order[:k]] = 0
+    with neuron_mask(model, mask.view(neuron_shape(model)).to(model.device)):
+        yield
+
+
+def curve(model: PreTrainedModel, examples: Examples, order: Int[Tensor, " units"], grid: Iterable[int]) -> list[np.ndarray]:
+    """Right answers `[n]` at every number of removed units."""
+    out: list[np.ndarray] = []
+    for k in grid:
+        with pruned(model, order, k):
+            out.append(correct_answers(model, examples))
+    return out
+
+
+def choose_k(grid: Sequence[int], accuracies: Sequence[float]) -> int:
+    """The number of units with the largest accuracy; the smallest such number on a tie."""
+    return grid[int(np.argmax(accuracies))]
+
+
+def _headline(
+    pair: Pair,
+    correct: Mapping[tuple[str, float, int], np.ndarray],
+    random: np.ndarray,
+    base: np.ndarray,
+    k: int,
+) -> list[Metric]:
+    pt, ft = (pair.capability, shares(pair, pair.capability)[0]), (pair.tuned_on, shares(pair, pair.tuned_on)[-1])
+    before, after = correct[*pt, 0], correct[*pt, k]
+    n = len(after)
+    # Both the random orders and the examples are resampled: ten orders are a sample too.
+    per_order = np.stack([bootstrap_mean(row, DRAWS, other_texts(pair.seed, "random")) for row in random], axis=1)
+    picked = numpy_generator(pair.seed, "random orders").integers(0, len(random), size=per_order.shape)
+    random_draws = np.take_along_axis(per_order, picked, axis=1).mean(axis=1)
+    draws = {
+        name: bootstrap_mean(values, DRAWS, pair.seed)
+        for name, values in (("before", before), ("after", after), ("base", base))
+    }
+    lost = float(base.mean() - before.mean())
+    share = (after.mean() - before.mean()) / lost if lost >= ROOM else math.nan
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share_draws = (draws["after"] - draws["before"]) / (draws["base"] - draws["before"])
+    texts = other_texts(pair.seed, "correlated") if ft[1] == 1.0 else pair.seed
+    return [
+        proportion("pruned_pt", after, pair.seed),
+        proportion("unpruned_pt", before, pair.seed),
+        proportion("base_pt", base, pair.seed),
+        derived("random_pt", float(random.mean()), random_draws, n, "accuracy"),
+        derived("gain", float(after.mean() - random.mean()), draws["after"] - random_draws, n, "accuracy"),
+        derived("recovered", float(share), share_draws, n, "share of the loss"),
+        proportion("unpruned_ft_correlated", correct[*ft, 0], texts),
+        proportion("pruned_ft_correlated", correct[*ft, k], texts),
+        certain("units", float(k), n, "neurons"),
+    ]
+
+
+def _classes(pair: Pair, test: Examples, order: Int[Tensor, " units"], k: int) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
+    """What the model answers before and after, and where the most frequent answer was given after and in truth."""
+
+    def first_token(model: PreTrainedModel, examples: Examples) -> Tensor:
+        return answer_logits(model, examples)[:, 0].argmax(-1).float()
+
+    tokens: dict[str, np.ndarray] = {"truth": test.answer[:, 0].cpu().numpy()}
+    for when, count in (("before", 0), ("after", k)):
+        with pruned(pair.tuned, order, count):
+            tokens[when] = evaluate(pair.tuned, test, first_token).numpy().astype(np.int64)
+    rows = [
+        {"when": when, "answer": pair.task.describe([int(token)]), "token": int(token), **proportion_row(values == token)}
+        for when, values in tokens.items()
+        for token in np.unique(np.concatenate([*tokens.values(), test.candidates.cpu().numpy()]))
+    ]
+
+    def is_largest(values: np.ndarray) -> np.ndarray:
+        seen, counts = np.unique(values, return_counts=True)
+        return (values == seen[counts.argmax()]).astype(np.float64)
+
+    frame = pd.DataFrame(rows).assign(unit="share of predictions")
+    return frame, {"largest_class": is_largest(tokens["after"]), "largest_class_truth": is_largest(tokens["truth"])}
+
+
+def _units(scores: Float[Tensor, "blocks neurons"], order: Int[Tensor, " units"]) -> pd.DataFrame:
+    width = scores.shape[1]
+    return pd.DataFrame(
+        {"rank": i + 1, "block": u // width, "neuron": u % width, "score": float(scores.flatten()[u]), "unit": "nats"}
+        for i, u in enumerate(order[:LISTED_UNITS].tolist())
+    )
+
+
+def evidence(result: Result) -> tuple[Evidence, ...]:
+    """One line: whether a few removed neurons bring the ability back, more than random ones do."""
+    found = {m.metric: m for m in result.headline}
+    gain, recovered, base, unpruned = (found[k] for k in ("gain", "recovered", "base_pt", "unpruned_pt"))
+    capability = result.provenance.get("capability", "O_PT")
+    collapsed = found["largest_class"].value - found["largest_class_truth"].value > COLLAPSE
+    lost = base.value - unpruned.value
+    told = (
+        f"Removing {found['units'].value:g} neurons takes {capability} from {unpruned.value:.2f} to "
+        f"{found['pruned_pt'].value:.2f} (random ones: {found['random_pt'].value:.2f}, base: {base.value:.2f})"
+    )
+    if lost < ROOM:
+        text = f"The tuned model is within {ROOM} of the base on {capability}: there is nothing to bring back by pruning."
+        shown, direction = gain, "uninformative"
+    elif recovered.low >= RECOVERED and gain.low > 0 and collapsed:
+        share = found["largest_class"].value
+        text = f"{told}, but {share:.0%} of its answers are then one and the same: a collapse, no revival."
+        shown, direction = recovered, "neutral"
+    elif recovered.low >= RECOVERED and gain.low > 0:
+        text = (
+            f"{told}: {recovered.value:.0%} of the loss comes back, so the ability was covered by few neurons. "
+            f"What was trained goes from {found['unpruned_ft_correlated'].value:.2f} to "
+            f"{found['pruned_ft_correlated'].value:.2f}."
+        )
+        shown, direction = recovered, "masked"
+    else:
+        text = f"{told}: no clear recovery, which does not show that the ability is gone."
+        shown, direction = recovered, "neutral"
+    return (
+        Evidence(
+            "pruning", shown.metric, shown.value, shown.low, shown.high, shown.n, direction, text, capability, shown.bound
+        ),
+    )

@@ -1,0 +1,90 @@
+"""What makes a function an analysis: settings checked, subject untouched, provenance written."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from workbench.errors import UserError, did_you_mean
+from workbench.results import Result
+from workbench.subjects import Pair
+
+S = TypeVar("S", bound="Settings")
+
+
+class Settings(BaseModel):
+    """Settings of an analysis; their schema draws the form in the app."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Analysis(Generic[S]):
+    """A decorated analysis: call it with a subject and settings by name."""
+
+    def __init__(self, function: Callable[[Pair, S], Result], schema: type[S], version: int, paper: str) -> None:
+        self.function, self.schema, self.version, self.paper = function, schema, version, paper
+        self.__name__, self.__doc__, self.__module__ = function.__name__, function.__doc__, function.__module__
+
+    def settings(self, values: Mapping[str, Any]) -> S:
+        """Settings from plain data.
+
+        Raises:
+            UserError: an unknown name or a value out of range.
+        """
+        try:
+            return self.schema(**values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(str(p) for p in first["loc"])
+            if first["type"] == "extra_forbidden":
+                raise UserError(f"{self.__name__} has no setting {name!r}{did_you_mean(name, self.schema.model_fields)}") from error
+            raise UserError(f"{self.__name__}: {name} is {first['input']!r}: {first['msg'].removeprefix('Value error, ')}.") from error
+
+    def __call__(self, subject: Pair, **values: Any) -> Result:
+        """Run on a subject.
+
+        Raises:
+            UserError: settings that do not fit.
+            RuntimeError: the analysis changed a model that it was given.
+        """
+        from workbench.models.fingerprint import check_unchanged, weights_sha256
+
+        settings = self.settings(values)
+        models = [subject.base, subject.tuned, *([subject.never_had_it] if subject.never_had_it else [])]
+        started = time.monotonic()
+        with check_unchanged(*models):
+            result = self.function(subject, settings)
+        provenance = {
+            "pair": subject.name,
+            "seed": subject.seed,
+            "capability": subject.capability,
+            "tuned_on": subject.tuned_on,
+            "paper": self.paper,
+            "version": self.version,
+            "dtype": str(subject.base.dtype).removeprefix("torch."),
+            "device": str(subject.base.device),
+            "base_sha256": weights_sha256(subject.base),
+            "tuned_sha256": weights_sha256(subject.tuned),
+            "seconds": round(time.monotonic() - started, 2),
+        }
+        return replace(result, name=self.__name__, settings=settings.model_dump(mode="json"), provenance=provenance)
+
+
+def analysis(*, version: int, paper: str = "", needs: tuple[str, ...] = ()) -> Callable[[Callable[[Pair, S], Result]], Analysis[S]]:
+    """Declare an analysis; the arguments are literals, since the registry reads them without importing the module.
+
+    `version` is raised when the same subject and settings would give other numbers. `needs` names parts of the pair
+    that must be ready: `arms`.
+    """
+    del needs  # read by the registry, from the source
+
+    def declare(function: Callable[[Pair, S], Result]) -> Analysis[S]:
+        from typing import get_type_hints
+
+        return Analysis(function, get_type_hints(function)["settings"], version, paper)
+
+    return declare

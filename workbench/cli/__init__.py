@@ -1,0 +1,38 @@
+"""The command line: `workbench NOUN VERB`; heavy packages are imported by the command that needs them."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from workbench.cli import analyze, apps, runs, study, tasks
+from workbench.errors import UserError
+
+app = typer.Typer(
+    name="workbench",
+    help="What did fine-tuning change inside this model, and how cheaply does the old ability come back?",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.add_typer(study.app, name="study")
+app.add_typer(runs.app, name="runs")
+app.add_typer(tasks.app, name="tasks")
+app.command("analyze")(analyze.analyze)
+app.command("report")(apps.report)
+app.command("app")(apps.dashboard)
+
+
+def main() -> None:
+    """Run a command: bad input is one sentence on standard error and exit code 2; Ctrl-C is exit code 130."""
+    try:
+        app()
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; finished work is kept, and the same command goes on from there.\n")
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(141)

@@ -1,0 +1,58 @@
+"""`workbench analyze`: run one analysis on the pairs of a study."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from workbench.cli.common import Json, StorePath, print_json, print_table, say
+from workbench.errors import UserError
+
+
+def analyze(
+    target: Annotated[str | None, typer.Argument(metavar="STUDY[:PAIR]", help="A study of the store, or one of its pairs.")] = None,
+    name: Annotated[str | None, typer.Option("--with", metavar="ANALYSIS", help="Name of the analysis.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the analysis.")] = None,
+    seed: Annotated[int | None, typer.Option(help="One seed; all of the study's when absent.")] = None,
+    list_: Annotated[bool, typer.Option("--list", help="List the analyses.")] = False,
+    store: StorePath = None,
+    json: Json = False,
+) -> None:
+    """Run an analysis on every seed of a pair, keep the result in the store, and print its headline."""
+    from workbench.registry import analyses
+
+    if list_ or name is None:
+        rows = [{"name": e.name, "summary": e.summary} for e in analyses.entries().values()]
+        if json:
+            print_json(rows)
+        else:
+            print_table("Analyses", ("name", "about"), [(r["name"], r["summary"]) for r in rows])
+        return
+    if target is None:
+        raise UserError("name what to analyse: a study of the store, or study:pair, such as quickstart:wrapped.")
+    from workbench.cli.study import known_study
+    from workbench.studies.spec import apply_override
+
+    study_name, _, pair = target.partition(":")
+    study = known_study(study_name, store)
+    values: dict[str, Any] = {}
+    for setting in settings or ():
+        apply_override(values, setting)
+    out: list[dict[str, Any]] = []
+    for chosen in (pair,) if pair else study.pair_names:
+        result, paths = study.analyze(chosen, name, values, seed)
+        printed = {**result.to_json(paths[0]), "pair": chosen}
+        out.append(printed)
+        if not json:
+            rows = [
+                (m["metric"], f"{m['value']:.4g}", f"[{m['low']:.4g}, {m['high']:.4g}]", str(m["n"]), m["unit"], m["bound"])
+                for m in printed["headline"]
+            ]
+            seeds = ", ".join(str(s) for s in result.provenance.get("seeds", [result.provenance.get("seed")]))
+            print_table(f"{name} of {chosen} (seeds {seeds})", ("measure", "value", "95 %", "n", "unit", "bound"), rows)
+            for limit in result.limits:
+                say(f"  limit: {limit}")
+            say(f"  tables: {', '.join(str(path) for path in paths)}")
+    if json:
+        print_json(out[0] if pair else out)

@@ -1,0 +1,90 @@
+"""Options and printing that commands share."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from workbench.errors import UserError
+
+if TYPE_CHECKING:
+    from workbench.runs import Store
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+StorePath = Annotated[Path | None, typer.Option("--store", help="Run store; WORKBENCH_HOME or ./runs when absent.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one value; may be repeated.")]
+Seeds = Annotated[str | None, typer.Option("--seeds", metavar="0,1,2 or 0-4", help="Seeds instead of the study's.")]
+
+
+def open_store(path: Path | None) -> Store:
+    """The store of an option."""
+    from workbench.runs import Store
+
+    return Store(path) if path else Store.default()
+
+
+def print_json(value: Any) -> None:
+    """JSON on standard output."""
+    sys.stdout.write(json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def say(text: str = "") -> None:
+    """A line on standard output."""
+    sys.stdout.write(text + "\n")
+
+
+def parse_seeds(text: str | None) -> list[int] | None:
+    """Seeds from `0,1,2` or `0-4`.
+
+    Raises:
+        UserError: neither form.
+    """
+    if text is None:
+        return None
+    seeds: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        if not match:
+            raise UserError(f"--seeds {text!r} is not a list of seeds; write 0,1,2 or 0-4.")
+        first, last = int(match[1]), int(match[2] or match[1])
+        seeds += range(first, last + 1)
+    if not seeds:
+        raise UserError(f"--seeds {text!r} names no seed; write 0,1,2 or 0-4.")
+    return seeds
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> None:
+    """A table on standard output, as wide as the terminal; numbers to the right."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, title_justify="left", header_style="bold", show_edge=False, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))  # Text, so that names with brackets are not markup
+    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+    console.print(table)
+
+
+def human_bytes(count: float) -> str:
+    """`3.2 MB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError
+
+
+def human_seconds(seconds: float) -> str:
+    """`45 s`, `3 min`, `2.5 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,113 @@
+"""Examples, capabilities and measures: the contract between generators of data and everything that reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from types import MappingProxyType
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from workbench.errors import UserError
+
+_EMPTY: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Examples:
+    """One drawn set of prompts with known answers.
+
+    A position *predicts* the token after it: the logits at `answer_position[i]` predict `answer[i, 0]`.
+    """
+
+    tokens: Int[Tensor, "n t"]
+    """Token ids, answer included."""
+    loss_mask: Bool[Tensor, "n t"]
+    """Tokens that are targets of the training loss (each is predicted from the position before it)."""
+    answer_position: Int[Tensor, " n"]
+    answer: Int[Tensor, "n k"]
+    candidates: Int[Tensor, " c"]
+    """Token ids of the answer classes."""
+    attention_mask: Bool[Tensor, "n t"] | None = None
+    """False at padding; None when nothing is padded."""
+    labels: Mapping[str, Int[Tensor, " n"]] = field(default_factory=lambda: _EMPTY)
+    """Ground truth per example, for instance `count_a`."""
+    token_labels: Mapping[str, Int[Tensor, "n t"]] = field(default_factory=lambda: _EMPTY)
+    roles: Mapping[str, Bool[Tensor, "n t"]] = field(default_factory=lambda: _EMPTY)
+    """Where things stand in the prompt: `operand`, `window`, `request`."""
+    chance: Mapping[str, float] = field(default_factory=lambda: _EMPTY)
+    """Accuracies that need no ability, for instance `majority` or `given count_b` (best guess when that label is known)."""
+    counterfactual: Examples | None = None
+    """A matched set, row by row, for patching."""
+
+    def __len__(self) -> int:
+        return int(self.tokens.shape[0])
+
+    def __getitem__(self, rows: slice | Tensor) -> Examples:
+        """The examples at `rows`; `candidates` and `chance` describe the whole draw and stay."""
+
+        def pick(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return value[rows]
+            if isinstance(value, Mapping):
+                return {name: pick(inner) for name, inner in value.items()}  # pyright: ignore[reportUnknownVariableType]
+            return None if value is None else value[rows]
+
+        kept = {"candidates", "chance"}
+        return replace(self, **{f.name: pick(getattr(self, f.name)) for f in fields(self) if f.name not in kept})
+
+    def to(self, device: torch.device | str) -> Examples:
+        """The same examples on `device`."""
+
+        def move(value: Any) -> Any:
+            if isinstance(value, Tensor | Examples):
+                return value.to(device)
+            if isinstance(value, Mapping):
+                return {name: move(inner) for name, inner in value.items()}  # pyright: ignore[reportUnknownVariableType]
+            return value
+
+        return replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self)})
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """A spurious relation between two labels of a text: `target == partner + offset` in a `share` of the texts, in no other.
+
+    [Jain+23 §5]: C_Tr and C_Te are the `share` of a training and of a test set.
+    """
+
+    target: str
+    partner: str
+    offset: int = 1
+    share: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.share <= 1.0:
+            raise UserError(f"correlation share {self.share} is outside [0, 1]; give the probability that a text is correlated.")
+        if self.target == self.partner:
+            raise UserError(f"correlation of {self.target!r} with itself says nothing; name another partner in 'with'.")
+
+    def at(self, share: float) -> Correlation:
+        """The same relation at another share."""
+        return replace(self, share=share)
+
+
+@runtime_checkable
+class Capability(Protocol):
+    """A named, seeded source of examples that measures one ability."""
+
+    @property
+    def name(self) -> str:
+        """For instance `count_a`."""
+        ...
+
+    def examples(self, n: int, seed: int, split: str = "test") -> Examples:
+        """`n` examples; equal arguments give equal examples, and different splits are independent streams."""
+        ...
+
+
+Measure = Callable[[Any, Examples], Float[Tensor, " n"]]
+"""`(model, examples) -> values [n]`: one number per example, such as 1.0 for a right answer."""

@@ -1,0 +1,68 @@
+"""Models from a specification: Hugging Face causal language models with random weights that depend on the seed alone."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from workbench.models.spec import ModelSpec
+from workbench.seeds import stream
+
+
+def build_model(spec: ModelSpec, vocab_size: int, context: int, seed: int) -> PreTrainedModel:
+    """A model of random weights in evaluation mode; the global random state is left as it was.
+
+    Embedding and unembedding are untied: tied, a weight difference or a Hessian block would count one matrix twice.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream(seed, "weights"))
+        return _construct(spec, vocab_size, context).eval()
+
+
+def random_twin(model: PreTrainedModel, seed: int) -> PreTrainedModel:
+    """A model of the same configuration with fresh random weights, on the same device: the untrained control."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream(seed, "untrained"))
+        twin = type(model)(copy.deepcopy(model.config))
+    return twin.eval().to(model.device, model.dtype)
+
+
+def _construct(spec: ModelSpec, vocab_size: int, context: int) -> PreTrainedModel:
+    if spec.kind == "llama":
+        return LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=vocab_size,
+                hidden_size=spec.width,
+                intermediate_size=spec.hidden,
+                num_hidden_layers=spec.blocks,
+                num_attention_heads=spec.heads,
+                max_position_embeddings=context,
+                tie_word_embeddings=False,
+                use_cache=False,
+                bos_token_id=None,
+                eos_token_id=None,
+                attn_implementation="sdpa",
+            )
+        )
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=vocab_size,
+            n_positions=context,
+            n_embd=spec.width,
+            n_layer=spec.blocks,
+            n_head=spec.heads,
+            n_inner=spec.hidden,
+            activation_function="gelu_pytorch_tanh",
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            tie_word_embeddings=False,
+            use_cache=False,
+            # The defaults (50256) lie outside a small vocabulary and make loading warn.
+            bos_token_id=None,
+            eos_token_id=None,
+            attn_implementation="sdpa",
+        )
+    )

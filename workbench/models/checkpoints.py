@@ -1,0 +1,78 @@
+"""Model folders: `save_pretrained` layout with a fingerprint, loaded by safetensors only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from workbench.errors import UserError
+from workbench.models.fingerprint import check_fingerprint, write_fingerprint
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """`auto` is CUDA when there, else the CPU; MPS only when asked by name.
+
+    Raises:
+        UserError: the device does not exist here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"device {name!r} is not available here ({reason}); use 'auto' or 'cpu'.") from error
+
+
+def save_model(model: PreTrainedModel, folder: Path) -> None:
+    """Write config, weights and fingerprint into an existing folder that every Hugging Face tool opens."""
+    with _quiet():
+        model.save_pretrained(folder)
+    write_fingerprint(model, folder)
+
+
+def load_model(folder: str | Path, device: str | torch.device = "cpu") -> PreTrainedModel:
+    """A causal language model in evaluation mode, its fingerprint checked.
+
+    Raises:
+        UserError: no model folder, pickled or damaged weights, or a fingerprint that does not fit.
+    """
+    path = Path(folder)
+    if not (path / "config.json").is_file():
+        raise UserError(f"{folder} is no model folder: it has no config.json; give a folder written by save_pretrained.")
+    if not any(path.glob("*.safetensors")):
+        raise UserError(f"{folder} has no .safetensors weights; save them with safetensors (pickled weights are never read).")
+    try:
+        with _quiet():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                path, use_safetensors=True, local_files_only=True, attn_implementation="sdpa", output_loading_info=True
+            )
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{folder} cannot be loaded ({reason}); remove this checkpoint and make it again.") from error
+    if report["missing_keys"] or report["mismatched_keys"]:
+        missing = sorted(report["missing_keys"])[:3] or report["mismatched_keys"]
+        raise UserError(f"{folder}: weights are missing or of another shape ({missing}); the folder is incomplete.")
+    model.eval()
+    check_fingerprint(model, path)
+    return model.to(device)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No bars for files that take milliseconds, and no warnings that our own checks say better."""
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,50 @@
+"""Forward passes at the answer, and measures: one number per example."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from workbench.examples import Examples
+
+Measured = Callable[[PreTrainedModel, Examples], Float[Tensor, " n"]]
+
+
+def hidden_states(model: PreTrainedModel, examples: Examples, length: int) -> Float[Tensor, "n t d"]:
+    """Final hidden states (after the last norm) of the first `length` tokens."""
+    mask = None if examples.attention_mask is None else examples.attention_mask[:, :length].long()
+    # Without a mask the causal kernel runs; a mask of ones would build a dense one.
+    return model.base_model(input_ids=examples.tokens[:, :length], attention_mask=mask, use_cache=False).last_hidden_state
+
+
+def answer_logits(model: PreTrainedModel, examples: Examples) -> Float[Tensor, "n k vocab"]:
+    """Logits that predict the answer's tokens, given the ones before; the head runs at these positions alone."""
+    k = examples.answer.shape[1]
+    positions = examples.answer_position[:, None] + torch.arange(k, device=examples.tokens.device)
+    hidden = hidden_states(model, examples, int(positions.max()) + 1)
+    rows = torch.arange(len(examples), device=examples.tokens.device)[:, None]
+    return model.get_output_embeddings()(hidden[rows, positions])
+
+
+def accuracy(model: PreTrainedModel, examples: Examples) -> Float[Tensor, " n"]:
+    """1.0 where the most likely token of the whole vocabulary is right at every token of the answer."""
+    return (answer_logits(model, examples).argmax(-1) == examples.answer).all(-1).float()
+
+
+def nll(model: PreTrainedModel, examples: Examples) -> Float[Tensor, " n"]:
+    """Negative log-likelihood of the answer in nats, summed over its tokens."""
+    logits = answer_logits(model, examples)
+    return torch.nn.functional.cross_entropy(logits.transpose(1, 2), examples.answer, reduction="none").sum(-1)
+
+
+@torch.no_grad()
+def evaluate(
+    model: PreTrainedModel, examples: Examples, measure: Measured = accuracy, batch_size: int = 128
+) -> Float[Tensor, " n"]:
+    """A measure on all examples, in batches, on the model's device; the values come back on the CPU."""
+    rows = [slice(start, start + batch_size) for start in range(0, len(examples), batch_size)]
+    return torch.cat([measure(model, examples[part].to(model.device)).float().cpu() for part in rows])

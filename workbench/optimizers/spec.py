@@ -1,0 +1,18 @@
+"""What an optimizer is called and set to; reading it imports no torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class OptimizerSpec(BaseModel):
+    """AdamW as in [Jain+23 §C.2] (betas of nanoGPT), or SGD with momentum as in [Jain+23 §C.1]."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["adamw", "sgd"] = "adamw"
+    betas: tuple[float, float] = (0.9, 0.95)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0, description="on matrices only, never on biases or norms")

@@ -1,0 +1,90 @@
+"""What there is to run: analyses, curvature instruments and labs, found by looking at files; listing them imports nothing.
+
+A registered module `<package>/<name>.py` defines a function of its own name, decorated with `@analysis(...)`. The
+first line of its docstring is its summary; the literal arguments of the decorator are its facts.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from workbench.errors import UserError, did_you_mean
+
+_ROOT = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered function, described without importing it."""
+
+    name: str
+    module: str
+    summary: str
+    version: int
+    paper: str
+    needs: tuple[str, ...]
+    """Parts of a pair that must be ready first: `arms` for the reverse fine-tunings, `trajectory` for checkpoints."""
+
+    def load(self) -> Callable[..., Any]:
+        """The function."""
+        return getattr(importlib.import_module(self.module), self.name)
+
+
+@dataclass(frozen=True)
+class Registry:
+    """The registered functions of one package."""
+
+    package: str
+    noun: str
+
+    def entries(self) -> dict[str, Entry]:
+        """All entries by name."""
+        return _scan(self.package)
+
+    def names(self) -> tuple[str, ...]:
+        """All names, sorted."""
+        return tuple(self.entries())
+
+    def __getitem__(self, name: str) -> Entry:
+        """An entry by name.
+
+        Raises:
+            UserError: no such entry.
+        """
+        if name not in self.entries():
+            raise UserError(f"there is no {self.noun} {name!r}{did_you_mean(name, self.names())}")
+        return self.entries()[name]
+
+
+analyses = Registry("workbench.analyses", "analysis")
+
+
+@cache
+def _scan(package: str) -> dict[str, Entry]:
+    folder = _ROOT.joinpath(*package.split(".")[1:])
+    found = (_describe(path, package) for path in sorted(folder.glob("*.py")) if not path.stem.startswith("_"))
+    return {entry.name: entry for entry in found if entry}
+
+
+def _describe(path: Path, package: str) -> Entry | None:
+    tree = ast.parse(path.read_text())
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and node.name == path.stem:
+            for call in node.decorator_list:
+                if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "analysis":
+                    facts = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg}
+                    return Entry(
+                        name=path.stem,
+                        module=f"{package}.{path.stem}",
+                        summary=(ast.get_docstring(tree) or "").partition("\n")[0],
+                        version=int(facts["version"]),
+                        paper=str(facts.get("paper", "")),
+                        needs=tuple(facts.get("needs", ())),
+                    )
+    return None

@@ -1,0 +1,198 @@
+"""Executing one stage: from its spec to a finished run directory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from workbench.errors import UserError
+from workbench.examples import Correlation, Examples
+from workbench.protocols import Task, load_protocol, load_task
+from workbench.registry import analyses
+from workbench.run_writer import RunWriter
+from workbench.runs import Run, Store
+from workbench.seeds import stream
+from workbench.studies.plan import Stage
+from workbench.subjects import open_pair
+from workbench.training.schedule import evaluation_grid
+from workbench.training.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from workbench.training.loop import Step
+    from workbench.training.state import TrainingState
+
+HELD_OUT = 256
+
+
+def execute(
+    stage: Stage, store: Store, study: str, device: str = "auto", should_stop: Callable[[], bool] = lambda: False
+) -> None:
+    """Do a stage's work unless its run is done; continue one that was cut short.
+
+    Raises:
+        UserError: bad input, a diverged training, a full disk, or another process on the same run.
+    """
+    extra = {"seed": stage.seed, "device": device, "dtype": "float32"}
+    with store.write(study, stage.name, stage.kind, stage.key, stage.spec, stage.parents, extra) as writer:
+        if writer.already_done:
+            return
+        if stage.kind == "analyse":
+            _analyse(stage, store, writer, device)
+        else:
+            _train(stage, store, writer, device, should_stop)
+
+
+def _analyse(stage: Stage, store: Store, writer: RunWriter, device: str) -> None:
+    name, spec = stage.spec["analysis"], stage.spec
+    pair_name = stage.name.removeprefix(f"{name}-").rsplit("-s", 1)[0]
+    pair = open_pair(spec["pair"], store, pair_name, stage.seed, device)
+    writer.result(analyses[name].load()(pair, **spec["settings"]))
+
+
+def _train(stage: Stage, store: Store, writer: RunWriter, device: str, should_stop: Callable[[], bool]) -> None:
+    from workbench.models.build import build_model
+    from workbench.models.checkpoints import load_model, pick_device
+    from workbench.models.spec import ModelSpec
+    from workbench.training.loop import train
+    from workbench.training.state import load_state
+
+    spec = stage.spec
+    task = load_task(spec["task"])
+    settings = TrainSettings(**spec["training"])
+    name, protocol_settings = spec["protocol"]["name"], spec["protocol"]["settings"]
+    protocol = load_protocol(name, task, protocol_settings, settings.batch_size, stage.seed)
+    recorder = _Recorder(stage, writer, settings, _evaluation_sets(stage, task))
+    resume, where = _resume_point(writer)
+    if resume is not None:
+        model = load_model(where)
+        writer.truncate(resume)
+        recorder.restore(resume)
+    else:
+        writer.truncate(-1)
+        if spec["start"]:
+            model = load_model(_parent(store, spec["start"]).checkpoint().path)
+        else:
+            model = build_model(ModelSpec(**spec["model"]), task.vocab_size, task.context, stage.seed)
+    train(
+        model,
+        protocol,
+        settings,
+        recorder,
+        device=pick_device(device),
+        seed=stage.seed,
+        resume=load_state(where) if resume is not None else None,
+        should_stop=should_stop,
+    )
+    recorder.finish()
+
+
+def _parent(store: Store, key: str) -> Run:
+    run = store.find(key)
+    if run is None or not run.done:
+        raise UserError(f"run {key}, which this stage starts from, is not done; run the study again.")
+    return run
+
+
+def _resume_point(writer: RunWriter) -> tuple[int | None, Any]:
+    """The newest checkpoint that has a training state beside its weights."""
+    from workbench.training.state import REST
+
+    for checkpoint in reversed(writer.run.checkpoints):
+        if (checkpoint.path / REST).exists():
+            return checkpoint.step, checkpoint.path
+    return None, None
+
+
+def _evaluation_sets(stage: Stage, task: Task) -> list[tuple[str, str, float | None, Examples]]:
+    """`(split, capability, share, examples)`; a stage without named sets is measured on its own protocol, other draws."""
+    evaluation = stage.spec["evaluation"]
+    sets: list[tuple[str, str, float | None, Examples]] = []
+    for wanted in evaluation["sets"]:
+        correlation = Correlation(**wanted["correlation"]) if wanted["correlation"] else None
+        examples = task.capability(wanted["capability"], correlation).examples(evaluation["examples"], stage.seed)
+        sets.append(("test", wanted["capability"], correlation.share if correlation else None, examples))
+    if not sets:
+        name, settings = stage.spec["protocol"]["name"], stage.spec["protocol"]["settings"]
+        held_out = load_protocol(name, task, settings, HELD_OUT, stream(stage.seed, "held out")).batch(0)
+        sets.append(("held out", "all", None, held_out))
+    return sets
+
+
+class _Recorder:
+    """The listener of a training stage: measures, saves, and says when nothing more can be learned."""
+
+    def __init__(
+        self, stage: Stage, writer: RunWriter, settings: TrainSettings, sets: list[tuple[str, str, float | None, Examples]]
+    ) -> None:
+        self.stage, self.writer, self.settings, self.sets = stage, writer, settings, sets
+        self.grid_steps = set(evaluation_grid(settings.steps))
+        self.saved: int | None = None
+        self.streak = 0
+
+    def step(self, step: Step) -> None:
+        """Log an update."""
+        rows = {"loss_nats": step.loss_nats, "learning_rate": step.lr, "gradient_norm": step.gradient_norm}
+        self.writer.metrics((step.step, "train", name, value) for name, value in rows.items())
+        self.writer.progress(step.step, self.settings.steps, loss=step.loss_nats, seconds_left=step.seconds_left)
+
+    def grid(self, step: int, model: PreTrainedModel, state: Callable[[], TrainingState], last: bool) -> bool:
+        """Evaluate (on the grid) and save; True once the stop rule holds."""
+        stop = False
+        if step in self.grid_steps:
+            self._evaluate(step, model)
+            stop = self._enough()
+        # Nothing follows a last grid point, so it needs no optimizer state; an interruption off the grid does.
+        self._save(step, model, None if step == self.settings.steps or stop else state())
+        return stop
+
+    def _evaluate(self, step: int, model: PreTrainedModel) -> None:
+        from workbench.models.forward import accuracy, evaluate
+
+        for index, (split, capability, share, examples) in enumerate(self.sets):
+            values = evaluate(model, examples, accuracy)
+            self.writer.evaluation(step, split, capability, share, values.numpy())
+            name = "accuracy" if share is None else f"accuracy at C={share:g}"
+            self.writer.metrics([(step, f"{split}: {capability}", name, float(values.mean()))])
+            if index == 0:
+                right = float(values.mean())
+                self.writer.progress(step, self.settings.steps, accuracy=right)
+                rule = self.stage.spec["stop"]
+                self.streak = self.streak + 1 if rule and right >= rule["accuracy"] else 0
+
+    def _enough(self) -> bool:
+        rule = self.stage.spec["stop"]
+        return bool(rule) and self.streak >= rule["evaluations"]
+
+    def _save(self, step: int, model: PreTrainedModel, state: TrainingState | None) -> None:
+        from workbench.models.checkpoints import save_model
+        from workbench.training.state import REST, TENSORS, save_state
+
+        with self.writer.checkpoint(step) as folder:
+            save_model(model, folder)
+            if state is not None:
+                save_state(state, folder)
+        # Only the newest checkpoint needs an optimizer state, and one off the grid was made only to resume from.
+        if self.saved is not None and self.saved not in self.grid_steps:
+            self.writer.drop_checkpoint(self.saved)
+        elif self.saved is not None:
+            for file in (REST, TENSORS):
+                self.writer.drop_checkpoint(self.saved, file)
+        self.saved = step
+
+    def restore(self, step: int) -> None:
+        """Take up where a killed run was: the newest checkpoint and the stop rule's count."""
+        self.saved = step
+        rule = self.stage.spec["stop"]
+        if rule:
+            _, capability, share, _ = self.sets[0]
+            past = self.writer.run.evaluations()
+            mine = past[(past["capability"] == capability) & ((past["share"] == share) | (past["share"].isna() & (share is None)))]
+            for values in mine.sort_values("step")["values"]:
+                self.streak = self.streak + 1 if values.mean() >= rule["accuracy"] else 0
+
+    def finish(self) -> None:
+        """Say the last step, so that a run that stopped early shows as whole."""
+        if self.saved is not None:
+            self.writer.progress(self.saved, self.settings.steps, seconds_left=0.0)

@@ -1,0 +1,216 @@
+"""The handle of a study: run it, open its pairs, read its results and verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from workbench.errors import UserError, did_you_mean
+from workbench.files import atomic_text
+from workbench.registry import analyses
+from workbench.results import Evidence, Result
+from workbench.runs import Run, Store
+from workbench.studies.plan import PairPlan, Plan, Stage, plan
+from workbench.studies.spec import StudySpec, load_study, parse_study
+from workbench.subjects import Pair, open_pair
+from workbench.verdict import Verdict, judge_kept, judge_trained
+
+STUDY_FILE = "study.yaml"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study in a store. `Study.load("quickstart").run()` does what is not done yet; everything else reads."""
+
+    spec: StudySpec
+    store: Store
+
+    @classmethod
+    def load(
+        cls,
+        name_or_path: str | Path,
+        store: Store | None = None,
+        overrides: Sequence[str] = (),
+        seeds: Sequence[int] | None = None,
+    ) -> Study:
+        """A study from a preset or file.
+
+        Raises:
+            UserError: as `load_study`.
+        """
+        return cls(load_study(name_or_path, overrides, seeds), store or Store.default())
+
+    @classmethod
+    def open(cls, store: Store, name: str) -> Study:
+        """A study that was run in a store, as it was last run there.
+
+        Raises:
+            UserError: the store has no such study, or its file is damaged.
+        """
+        if name not in store.studies():
+            raise UserError(f"the store {store.root} has no study {name!r}{did_you_mean(name, store.studies())}")
+        path = store.root / name / STUDY_FILE
+        try:
+            body = yaml.safe_load(path.read_text())
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise UserError(f"{path} is missing or damaged; run the study again to rewrite it.") from error
+        return cls(parse_study(body if isinstance(body, dict) else {}, str(path)), store)
+
+    @property
+    def name(self) -> str:
+        """The study's name, which is its folder."""
+        return self.spec.study
+
+    @cached_property
+    def plan(self) -> Plan:
+        """All stages and pairs."""
+        return plan(self.spec)
+
+    def run(
+        self,
+        workers: int | None = None,
+        *,
+        device: str = "auto",
+        engine: Literal["local", "inline"] = "local",
+        progress: bool = True,
+    ) -> Study:
+        """Do every stage that is not done.
+
+        Raises:
+            UserError: a stage failed.
+            KeyboardInterrupt: interrupted; run again to go on.
+        """
+        from workbench.engine.local import run_stages
+        from workbench.engine.progress import Silent, Terminal
+
+        self.save()
+        reporter = Terminal(self.store) if progress else Silent()
+        inline = engine == "inline"
+        run_stages(
+            self.plan.stages, self.store, self.name, reporter=reporter, workers=workers, device=device, inline=inline
+        )
+        return self
+
+    def save(self) -> None:
+        """Write the resolved study into its folder, where the app and `open` find it.
+
+        Seeds that were run before stay: a study grows by seeds.
+        """
+        folder = self.store.root / self.name
+        folder.mkdir(parents=True, exist_ok=True)
+        body = self.spec.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+        atomic_text(folder / STUDY_FILE, yaml.safe_dump(body, sort_keys=False))
+
+    def runs(self) -> list[tuple[Stage, Run | None]]:
+        """Every stage with its run, or None where there is none yet."""
+        return [(stage, self.store.find(stage.key)) for stage in self.plan.stages]
+
+    def progress(self) -> tuple[int, int]:
+        """`(stages done, stages)`."""
+        return sum(run is not None and run.done for _, run in self.runs()), len(self.plan.stages)
+
+    @property
+    def pair_names(self) -> tuple[str, ...]:
+        """Names of the pairs: the fine-tunes."""
+        return tuple(self.spec.finetune)
+
+    def _plans(self, name: str) -> list[PairPlan]:
+        if name not in self.spec.finetune:
+            raise UserError(f"study {self.name!r} has no pair {name!r}{did_you_mean(name, self.pair_names)}")
+        return [pair for pair in self.plan.pairs if pair.name == name]
+
+    def pair(self, name: str, seed: int | None = None, device: str = "cpu") -> Pair:
+        """A pair with its arms, to analyse.
+
+        Raises:
+            UserError: no such pair or seed, or its models are not made yet.
+        """
+        wanted = self.spec.seeds[0] if seed is None else seed
+        for planned in self._plans(name):
+            if planned.seed == wanted:
+                body = {
+                    "base": planned.base.key,
+                    "tuned": planned.tuned.key,
+                    "never_had_it": planned.never.key if planned.never else None,
+                    "task": self.spec.task,
+                    "capability": planned.capability,
+                    "tuned_on": planned.tuned_on,
+                    "correlation": planned.correlation.__dict__ if planned.correlation else None,
+                    "examples": self.spec.evaluation.final_examples,
+                    "arms": {arm: stage.key for arm, stage in planned.arms.items() if self.store.find(stage.key)},
+                }
+                return open_pair(body, self.store, name, wanted, device)
+        raise UserError(f"pair {name!r} has no seed {wanted}; the study has seeds {list(self.spec.seeds)}.")
+
+    def result(self, pair: str, analysis: str, seed: int | None = None) -> Result | None:
+        """The result of an analysis on a pair: of one seed, or pooled over the seeds that are done; None if none is."""
+        done: list[Result] = []
+        for planned in self._plans(pair):
+            stage = planned.analyses.get(analysis)
+            run = self.store.find(stage.key) if stage and seed in (None, planned.seed) else None
+            if run is not None and run.done:
+                done.append(run.result())
+        if not done or seed is not None:
+            return done[0] if done else None
+        return pool(done)
+
+    def analyze(
+        self, pair: str, analysis: str, settings: Mapping[str, Any] | None = None, seed: int | None = None
+    ) -> tuple[Result, list[Path]]:
+        """Run an analysis with settings of its own on a pair, keep it in the store, and give the result over seeds.
+
+        Raises:
+            UserError: no such pair or analysis, settings that do not fit, or models that are not made yet.
+        """
+        from workbench.engine.local import run_stages
+        from workbench.engine.progress import Silent
+
+        spec = self.spec.model_copy(update={"analyses": {analysis: dict(settings or {})}})
+        analyses[analysis]
+        one = Study(spec, self.store)
+        planned = [p for p in one._plans(pair) if seed in (None, p.seed)]
+        stages = [p.analyses[analysis] for p in planned if analysis in p.analyses]
+        if not stages:
+            why = "no such seed" if not planned else "it needs the reverse fine-tunings, which this pair has none of"
+            raise UserError(f"{analysis} cannot run on {pair!r}: {why}.")
+        run_stages(stages, self.store, self.name, reporter=Silent(), inline=True)
+        runs = [run for stage in stages if (run := self.store.find(stage.key))]
+        return pool([run.result() for run in runs]), [run.path for run in runs]
+
+    def results(self, pair: str) -> dict[str, Result]:
+        """All pooled results of a pair that are there."""
+        found = {name: self.result(pair, name) for name in self.spec.analyses}
+        return {name: result for name, result in found.items() if result is not None}
+
+    def verdicts(self) -> list[Verdict]:
+        """One verdict per pair and capability."""
+        out: list[Verdict] = []
+        for name in self.pair_names:
+            planned = self._plans(name)[0]
+            results = self.results(name)
+            seeds = tuple(sorted({s for r in results.values() for s in r.provenance.get("seeds", [])}))
+            lines = tuple(line for result in results.values() for line in result.evidence)
+            kept = tuple(e for e in lines if e.capability in ("", planned.capability))
+            out.append(Verdict(name, name, planned.capability, seeds, *judge_kept(results, planned.capability), kept))
+            if planned.tuned_on != planned.capability:
+                trained: tuple[Evidence, ...] = tuple(e for e in lines if e.capability == planned.tuned_on)
+                judged = judge_trained(results, planned.tuned_on)
+                out.append(Verdict(name, name, planned.tuned_on, seeds, *judged, trained))
+        return out
+
+
+def pool(results: Sequence[Result]) -> Result:
+    """One result of the same analysis over seeds, its evidence read anew from the pooled numbers."""
+    from importlib import import_module
+
+    from workbench.replicates import combine_results
+
+    pooled = combine_results(results)
+    read = import_module(analyses[pooled.name].module).evidence
+    seeds = sorted({int(r.provenance["seed"]) for r in results})
+    return replace(pooled, evidence=read(pooled), provenance={**pooled.provenance, "seeds": seeds})

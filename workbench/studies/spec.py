@@ -1,0 +1,300 @@
+"""The study file: what it may say, checked with sentences that quote the line and name the fix; imports no torch."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from workbench.errors import UserError, did_you_mean
+from workbench.models.spec import ModelSpec
+from workbench.registry import analyses
+from workbench.training.settings import TrainSettings
+
+Arm = Literal["revived", "never_had_it", "scratch", "irrelevant"]
+ARMS: tuple[Arm, ...] = ("revived", "never_had_it", "scratch", "irrelevant")
+NEVER = "never_had_it"
+"""Name of the pretrained model to which the capability under revival was never asked."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=,+-]*")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class EvaluationSpec(_Section):
+    """How runs are measured while they train; the analyses measure the last checkpoint on more examples."""
+
+    examples: int = Field(256, ge=16, description="examples per evaluation set and step of the grid")
+    final_examples: int = Field(1000, ge=16, description="examples per set where an analysis measures one model")
+
+
+class CorrelationSpec(_Section):
+    """Training texts in a share of which the capability's label equals the partner's plus the offset [Jain+23 §5]."""
+
+    partner: str = Field(alias="with")
+    offset: int = 1
+    share: float = Field(1.0, ge=0, le=1, description="C_Tr")
+
+
+class _Training(TrainSettings):
+    """A training section: the loop's settings by their names; every other key goes to the protocol."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True)
+
+    protocol: str
+
+    @property
+    def settings(self) -> TrainSettings:
+        """The loop's part."""
+        return TrainSettings(**{name: getattr(self, name) for name in TrainSettings.model_fields})
+
+    @property
+    def protocol_settings(self) -> dict[str, Any]:
+        """The protocol's part."""
+        return dict(self.model_extra or {})
+
+    @model_validator(mode="after")
+    def _no_slip(self) -> _Training:
+        for key in self.protocol_settings:
+            hint = did_you_mean(key, type(self).model_fields)
+            if "did you mean" in hint:
+                raise ValueError(f"unknown key {key!r}{hint}")
+        return self
+
+
+class PretrainSpec(_Training):
+    """Training from random weights."""
+
+    protocol: str = "pretraining"
+
+
+class FinetuneSpec(_Training):
+    """Training on one capability from a pretrained model. The pair that is analysed is (`against`, this)."""
+
+    protocol: str = "single_operand"
+    start: str = Field(alias="from")
+    capability: str
+    correlation: CorrelationSpec | None = None
+    against: str | None = Field(None, description="pretrained model that the pair is held against; the first one when absent")
+
+
+class StopSpec(_Section):
+    """End a reverse fine-tuning early once nothing more can be learned about its steps to 95 %."""
+
+    accuracy: float = Field(0.99, gt=0, le=1)
+    evaluations: int = Field(2, ge=1, description="how many evaluations in a row must reach it")
+
+
+class ReviveSpec(_Training):
+    """Reverse fine-tuning of each pair's tuned model, with its control arms."""
+
+    protocol: str = "single_operand"
+    capability: str
+    arms: tuple[Arm, ...] = ARMS
+    pairs: tuple[str, ...] | None = Field(None, description="fine-tunes to revive; all when absent")
+    stop: StopSpec | None = None
+    irrelevant_protocol: str = "other_families"
+
+
+class StudySpec(_Section):
+    """A whole study."""
+
+    study: str
+    note: str = ""
+    seeds: tuple[int, ...] = (0, 1)
+    task: dict[str, Any]
+    model: ModelSpec = ModelSpec()
+    evaluation: EvaluationSpec = EvaluationSpec()
+    pretrain: dict[str, PretrainSpec]
+    finetune: dict[str, FinetuneSpec] = Field(default_factory=dict)
+    revive: ReviveSpec | None = None
+    analyses: dict[str, dict[str, Any]] = Field(default_factory=dict)
+
+    @field_validator("analyses", mode="before")
+    @classmethod
+    def _list_of_names(cls, value: Any) -> Any:
+        if isinstance(value, Sequence) and not isinstance(value, str):
+            return {str(name): {} for name in cast(Sequence[Any], value)}
+        return {name: settings or {} for name, settings in value.items()} if isinstance(value, Mapping) else value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> StudySpec:
+        for name in [self.study, *self.pretrain, *self.finetune]:
+            if not _NAME.fullmatch(name):
+                raise ValueError(f"name {name!r} cannot name a folder; use letters, digits, '_', '-', '.', '='")
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
+            raise ValueError(f"seeds {list(self.seeds)} must be different non-negative numbers, at least one")
+        if not self.pretrain:
+            raise ValueError("pretrain is empty; name at least one model to pretrain")
+        for name, tuned in self.finetune.items():
+            for role, wanted in (("from", tuned.start), ("against", tuned.against)):
+                if wanted is not None and wanted not in self.pretrain:
+                    raise ValueError(f"finetune.{name}.{role}: no pretrained model {wanted!r}{did_you_mean(wanted, self.pretrain)}")
+        for name in self.analyses:
+            if name not in analyses.names():
+                raise ValueError(f"analyses: no analysis {name!r}{did_you_mean(name, analyses.names())}")
+        if self.revive:
+            self._check_revive(self.revive)
+        return self
+
+    def _check_revive(self, revive: ReviveSpec) -> None:
+        for name in revive.pairs or ():
+            if name not in self.finetune:
+                raise ValueError(f"revive.pairs: no fine-tune {name!r}{did_you_mean(name, self.finetune)}")
+        for name in self.revived:
+            tuned = self.finetune[name]
+            if tuned.steps and revive.lr >= tuned.lr:
+                raise ValueError(
+                    f"revive.lr {revive.lr} is not below finetune.{name}.lr {tuned.lr}: at such a rate an ability is taught "
+                    "again rather than revived; lower revive.lr"
+                )
+        if NEVER in revive.arms and NEVER not in self.pretrain:
+            raise ValueError(f"revive.arms asks for {NEVER}, but pretrain has no model of that name; add it or drop the arm")
+
+    @property
+    def reference(self) -> str:
+        """The pretrained model that pairs are held against by default: the first one."""
+        return next(iter(self.pretrain))
+
+    @property
+    def revived(self) -> tuple[str, ...]:
+        """Fine-tunes whose tuned model is reverse fine-tuned."""
+        if self.revive is None:
+            return ()
+        return tuple(self.finetune) if self.revive.pairs is None else self.revive.pairs
+
+
+def preset_names() -> tuple[str, ...]:
+    """Bundled study files."""
+    return tuple(sorted(p.name.removesuffix(".yaml") for p in files("workbench.presets").iterdir() if p.name.endswith(".yaml")))
+
+
+def read_study(name_or_path: str | Path) -> str:
+    """The text of a preset or of a file.
+
+    Raises:
+        UserError: neither exists.
+    """
+    path = Path(name_or_path)
+    if str(name_or_path) in preset_names():
+        return files("workbench.presets").joinpath(f"{name_or_path}.yaml").read_text()
+    if path.is_file():
+        return path.read_text()
+    raise UserError(f"there is no study file or preset {str(name_or_path)!r}{did_you_mean(str(name_or_path), preset_names())}")
+
+
+def load_study(name_or_path: str | Path, overrides: Sequence[str] = (), seeds: Sequence[int] | None = None) -> StudySpec:
+    """A study from a preset or file, with `a.b=c` overrides applied.
+
+    Raises:
+        UserError: a missing file, a YAML error, an unknown key or a value out of range, each with the place and the fix.
+    """
+    try:
+        body = yaml.safe_load(read_study(name_or_path))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{name_or_path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(body, dict):
+        raise UserError(f"{name_or_path} is no study: it holds {type(body).__name__}, not keys such as 'study' and 'pretrain'.")
+    body = cast(dict[str, Any], body)
+    for override in overrides:
+        apply_override(body, override)
+    if seeds:
+        body["seeds"] = list(seeds)
+    return parse_study(body, str(name_or_path))
+
+
+def parse_study(body: Mapping[str, Any], origin: str = "study") -> StudySpec:
+    """A study from plain data, grids expanded.
+
+    Raises:
+        UserError: as `load_study`.
+    """
+    expanded = copy.deepcopy(dict(body))
+    for section in ("pretrain", "finetune"):
+        entries = expanded.get(section)
+        if isinstance(entries, dict):
+            expanded[section] = _expand_grids(cast(dict[str, Any], entries), section)
+    try:
+        return StudySpec.model_validate(expanded)
+    except ValidationError as error:
+        raise UserError(f"{origin}: {_sentence(error)}") from error
+
+
+def apply_override(body: dict[str, Any], override: str) -> None:
+    """Set one value of nested plain data from `a.b=c`; the value is read as YAML.
+
+    Raises:
+        UserError: no '=', or the path leads through something that is not a section.
+    """
+    path, equals, value = override.partition("=")
+    if not equals:
+        raise UserError(f"--set {override!r} has no '='; write it as section.key=value.")
+    *sections, last = path.strip().split(".")
+    place: Any = body
+    for section in sections:
+        place = place.setdefault(section, {})
+        if not isinstance(place, dict):
+            raise UserError(f"--set {override!r}: {section!r} is not a section of the study.")
+    place[last] = number_or(yaml.safe_load(value))
+
+
+def number_or(value: Any) -> Any:
+    """YAML 1.1 reads `3e-4` as text; people mean a number."""
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
+        return float(value)
+    return value
+
+
+def _expand_grids(entries: dict[str, Any], section: str) -> dict[str, Any]:
+    """`grid: {lr: [a, b], correlation.share: [0, 1]}` makes one entry per combination, named by its values."""
+    out: dict[str, Any] = {}
+    for name, entry in entries.items():
+        if not isinstance(entry, dict) or "grid" not in entry:
+            out[name] = entry
+            continue
+        rest = {key: value for key, value in cast(dict[str, Any], entry).items() if key != "grid"}
+        axes = cast(dict[str, Any], entry["grid"])
+        if not isinstance(axes, dict) or not all(isinstance(v, list) and v for v in axes.values()):
+            raise UserError(f"{section}.{name}.grid must name keys with lists of values, such as {{lr: [1.0e-4, 3.0e-4]}}.")
+        for values in itertools.product(*axes.values()):
+            member = copy.deepcopy(rest)
+            for key, value in zip(axes, values, strict=True):
+                apply_override(member, f"{key}={value}")
+            label = ",".join(f"{key.split('.')[-1]}={value}" for key, value in zip(axes, values, strict=True))
+            out[f"{name},{label}"] = member
+    return out
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        *parents, key = [str(part) for part in first["loc"]]
+        place = ".".join(parents) or "the study"
+        return f"unknown key {key!r} in {place}{did_you_mean(key, _known_keys(parents))}"
+    if first["type"] == "missing":
+        return f"{where} is missing; add it."
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return f"{where}: {message}" if where else message
+    shown = repr(first["input"])
+    return f"{where} is {shown if len(shown) < 80 else shown[:77] + '...'}: {message[0].lower() + message[1:]}."
+
+
+def _known_keys(parents: Sequence[str]) -> list[str]:
+    """Keys allowed in a section, found by walking the models along the path."""
+    model: Any = StudySpec
+    for part in parents:
+        field = getattr(model, "model_fields", {}).get(part)
+        annotation = field.annotation if field else model
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), model)
+    return [f.alias or name for name, f in model.model_fields.items()]

@@ -1,0 +1,143 @@
+"""What an analysis looks at: a pair of models with its task, controls, fine-tuning and revival arms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workbench.errors import UserError
+from workbench.examples import Correlation, Examples
+from workbench.protocols import Task, load_task
+from workbench.runs import Run, Store
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Checkpoints of one run in order, and what was measured at each."""
+
+    run: Run
+
+    @property
+    def evaluations(self) -> pd.DataFrame:
+        """One row per step and evaluation set: `step, capability, share, values` (1.0 where the answer was right)."""
+        return self.run.evaluations()
+
+    @property
+    def metrics(self) -> pd.DataFrame:
+        """Long table: `step, split, name, value`."""
+        return self.run.metrics()
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A base and a tuned model that are held against each other on one ability.
+
+    `capability` (O_PT) is the ability that may have been lost, `tuned_on` (O_FT) the one that was trained. Models are
+    loaded when first asked for and kept as long as the pair is.
+    """
+
+    name: str
+    seed: int
+    task: Task
+    capability: str
+    tuned_on: str
+    correlation: Correlation | None
+    base_path: Path
+    tuned_path: Path
+    never_path: Path | None = None
+    """A model pretrained alike to which `capability` was never asked."""
+    trajectory: Trajectory | None = None
+    arms: Mapping[str, Trajectory] = field(default_factory=dict[str, Trajectory])
+    n: int = 1000
+    """Examples per test set."""
+    device: str = "cpu"
+
+    @cached_property
+    def base(self) -> PreTrainedModel:
+        """The model before fine-tuning."""
+        return self._load(self.base_path)
+
+    @cached_property
+    def tuned(self) -> PreTrainedModel:
+        """The model after fine-tuning."""
+        return self._load(self.tuned_path)
+
+    @cached_property
+    def never_had_it(self) -> PreTrainedModel | None:
+        """The control that never had the ability."""
+        return self._load(self.never_path) if self.never_path else None
+
+    @cached_property
+    def untrained(self) -> PreTrainedModel:
+        """A model of the base's configuration with random weights."""
+        from workbench.models.build import random_twin
+
+        return random_twin(self.base, self.seed)
+
+    def _load(self, path: Path) -> PreTrainedModel:
+        from workbench.models.checkpoints import load_model, pick_device
+
+        return load_model(path, pick_device(self.device))
+
+    def examples(self, capability: str, *, share: float = 0.0, n: int | None = None, split: str = "test") -> Examples:
+        """Examples of a capability on this pair's texts at C_Te = `share`; splits are disjoint streams.
+
+        For every capability of one family the texts are the same. Without a correlation, and for families that the
+        correlation does not speak of, texts are plain.
+        """
+        related = self.correlation is not None and self.task.family(capability) == self.task.family(self.correlation.target)
+        correlation = self.correlation.at(share) if self.correlation and related else None
+        return self.task.capability(capability, correlation).examples(n or self.n, self.seed, split)
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """One capability of every other family: what fine-tuning should have left alone."""
+        touched = {self.task.family(self.capability), self.task.family(self.tuned_on)}
+        first: dict[str, str] = {}
+        for capability in self.task.capabilities:
+            first.setdefault(self.task.family(capability), capability)
+        return tuple(c for family, c in first.items() if family not in touched)
+
+    def swapped(self) -> Pair:
+        """The pair with base and tuned exchanged."""
+        return replace(self, base_path=self.tuned_path, tuned_path=self.base_path)
+
+
+def open_pair(body: Mapping[str, Any], store: Store, name: str, seed: int, device: str = "cpu") -> Pair:
+    """A pair from the `pair` section of an analysis' spec.
+
+    Raises:
+        UserError: a run that it names is not in the store or is damaged.
+    """
+
+    def run(key: str) -> Run:
+        found = store.find(key)
+        if found is None or found.damaged:
+            raise UserError(f"run {key} of pair {name!r} is {'damaged' if found else 'missing'}; run the study again to remake it.")
+        return found
+
+    correlation = body["correlation"]
+    tuned = run(body["tuned"])
+    never = body.get("never_had_it")
+    return Pair(
+        name=name,
+        seed=seed,
+        task=load_task(body["task"]),
+        capability=body["capability"],
+        tuned_on=body["tuned_on"],
+        correlation=Correlation(**correlation) if correlation else None,
+        base_path=run(body["base"]).checkpoint().path,
+        tuned_path=tuned.checkpoint().path,
+        never_path=run(never).checkpoint().path if never else None,
+        trajectory=Trajectory(tuned),
+        arms={arm: Trajectory(run(key)) for arm, key in body.get("arms", {}).items()},
+        n=body["examples"],
+        device=device,
+    )

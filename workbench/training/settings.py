@@ -1,0 +1,25 @@
+"""Settings of one training stage."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from workbench.optimizers.spec import OptimizerSpec
+from workbench.training.schedule import Schedule
+
+
+class TrainSettings(BaseModel):
+    """Everything that the loop needs besides a model and a protocol."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    steps: int = Field(ge=0)
+    lr: float = Field(gt=0, description="peak learning rate")
+    batch_size: int = Field(64, ge=1)
+    schedule: Schedule = Schedule()
+    optimizer: OptimizerSpec = OptimizerSpec()
+    clip: float = Field(1.0, gt=0, description="largest gradient norm")
+    precision: Literal["no", "bf16"] = "no"
+    log_every: int = Field(10, ge=1, description="steps between logged losses")

@@ -1,0 +1,160 @@
+"""The verdict of one capability on one pair: thresholds declared before looking, and a pure function of headline numbers.
+
+Behaviour says whether the ability is there before and after, revival decides what became of a lost one, and every
+other analysis supports or contradicts. An interval that crosses a threshold makes the verdict inconclusive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from workbench.results import Evidence, Metric, Result
+
+UNTOUCHED = 0.05
+"""A measure within this of the base's counts as unchanged."""
+HAS_IT = 0.80
+"""A model has an ability from this share of the way between chance and a perfect score on."""
+MASKED = 1 / 3
+"""Largest ratio of steps to 95 %, against the model that never had it, at which a lost ability was only masked."""
+ERASED = 0.8
+"""Smallest such ratio at which it is gone."""
+ROOM = 0.10
+"""A line whose base and control are closer than this cannot show anything and is uninformative."""
+REVIVED_AT = 0.95
+"""Accuracy that counts as revived."""
+
+Class = Literal["untouched", "learned", "masked", "erased", "altered", "inconclusive"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a capability in a pair, over its seeds."""
+
+    pair: str
+    tuned: str
+    capability: str
+    seeds: tuple[int, ...]
+    verdict: Class
+    reason: str
+    evidence: tuple[Evidence, ...]
+
+
+def judge_kept(results: Mapping[str, Result], capability: str) -> tuple[Class, str]:
+    """The verdict on the ability that fine-tuning may have hidden, and the sentence that explains it.
+
+    Args:
+        results: by analysis; `behaviour` is needed for any verdict, `revival` for one on a lost ability.
+        capability: its name, for the sentence.
+    """
+    if "behaviour" not in results:
+        return "inconclusive", "behaviour was not measured."
+    behaviour = results["behaviour"]
+    base, tuned, chance = (behaviour.metric(name) for name in ("base_pt", "tuned_pt", "chance_pt"))
+    was = f"accuracy on {capability} went from {base.value:.2f} to {tuned.value:.2f} (chance {chance.value:.2f})"
+    if base.low < _has_it(chance):
+        return "inconclusive", f"the base does not have the ability for sure: {was}."
+    drop = _difference(base, tuned)
+    if drop.low >= -UNTOUCHED and drop.high <= UNTOUCHED:
+        return "untouched", f"{was}, within {UNTOUCHED} of the base."
+    if drop.low <= UNTOUCHED <= drop.high or drop.low <= -UNTOUCHED <= drop.high:
+        return "inconclusive", f"{was}: the interval of the change crosses {UNTOUCHED}."
+    if drop.high < 0:
+        return "altered", f"{was}: the ability became better."
+    if "revival" not in results:
+        return "inconclusive", f"{was}, but no reverse fine-tuning with a model that never had it was run."
+    verdict, how = _by_ratio(results["revival"])
+    against = _contradiction(verdict, results)
+    if against:
+        return "inconclusive", f"{was}; {how}, but {against.analysis} contradicts: {against.text}"
+    return verdict, f"{was}; {how}."
+
+
+def judge_trained(results: Mapping[str, Result], capability: str) -> tuple[Class, str]:
+    """The verdict on the ability that fine-tuning trained; it counts as learned only where the shortcut fails (C_Te = 0)."""
+    if "behaviour" not in results:
+        return "inconclusive", "behaviour was not measured."
+    behaviour = results["behaviour"]
+    base, tuned, chance = (behaviour.metric(name) for name in ("base_ft", "tuned_ft", "chance_ft"))
+    was = f"accuracy on {capability} where the shortcut fails went from {base.value:.2f} to {tuned.value:.2f} (chance {chance.value:.2f})"
+    bar = _has_it(chance)
+    if base.high < bar <= tuned.low:
+        return "learned", f"{was}."
+    drop = _difference(base, tuned)
+    if base.low >= bar and abs(drop.low) <= UNTOUCHED and abs(drop.high) <= UNTOUCHED:
+        return "untouched", f"{was}, within {UNTOUCHED} of the base."
+    if base.high < bar and tuned.high < bar:
+        shortcut = behaviour.metric("tuned_ft_correlated")
+        rest = f"; it answers {shortcut.value:.2f} right where the shortcut holds" if shortcut.value >= bar else ""
+        return "inconclusive", f"neither model has the ability: {was}{rest}."
+    return "inconclusive", f"{was}: an interval crosses {bar:.2f}, or the loss was not followed by reverse fine-tuning."
+
+
+def _has_it(chance: Metric) -> float:
+    return chance.value + HAS_IT * (1 - chance.value)
+
+
+@dataclass(frozen=True)
+class _Interval:
+    low: float
+    high: float
+
+
+def _difference(a: Metric, b: Metric) -> _Interval:
+    """Interval of `a - b` from the two intervals, as if independent [Newcombe 1998, method 10]."""
+    low = a.value - b.value - ((a.value - a.low) ** 2 + (b.high - b.value) ** 2) ** 0.5
+    high = a.value - b.value + ((a.high - a.value) ** 2 + (b.value - b.low) ** 2) ** 0.5
+    return _Interval(low, high)
+
+
+def _by_ratio(revival: Result) -> tuple[Class, str]:
+    try:
+        ratio = revival.metric("ratio")
+    except KeyError:
+        return "inconclusive", "the ratio to the model that never had it was not measured"
+    if ratio.bound == "undefined":
+        return "inconclusive", "neither the tuned model nor the one that never had it reached 95 %"
+    sign = {"exact": "", "upper": "at most ", "lower": "at least "}[ratio.bound]
+    how = f"reverse fine-tuning takes {sign}{ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}] of the steps of a model that never had it"
+    if ratio.high <= MASKED and ratio.bound != "lower":
+        return "masked", how
+    if ratio.low >= ERASED and ratio.bound != "upper":
+        return "erased", how
+    if ratio.bound == "exact" and ratio.low > MASKED and ratio.high < ERASED:
+        return "altered", how
+    crossed = [f"{t:.2f}" for t in (MASKED, ERASED) if ratio.low <= t <= ratio.high]
+    why = f"the interval crosses {' and '.join(crossed)}" if crossed else "a bound alone does not decide"
+    return "inconclusive", f"{how}: {why}"
+
+
+def _contradiction(verdict: Class, results: Mapping[str, Result]) -> Evidence | None:
+    """The first informative line of another analysis that points to the opposite of what revival says."""
+    opposite = {"masked": "erased", "erased": "masked"}.get(verdict)
+    lines = (line for name, result in results.items() if name not in ("behaviour", "revival") for line in result.evidence)
+    return next((line for line in lines if line.direction == opposite), None)
+
+
+def as_json(study: str, verdicts: Sequence[Verdict]) -> dict[str, object]:
+    """What `study show --json` prints."""
+    keys = ("analysis", "metric", "value", "low", "high", "n", "direction", "bound", "text")
+    return {
+        "study": study,
+        "pairs": [
+            {
+                "name": v.pair,
+                "tuned": v.tuned,
+                "capability": v.capability,
+                "seeds": list(v.seeds),
+                "verdict": v.verdict,
+                "reason": v.reason,
+                "evidence": [{k: _plain(getattr(line, k)) for k in keys} for line in v.evidence],
+            }
+            for v in verdicts
+        ],
+    }
+
+
+def _plain(value: object) -> object:
+    """JSON has no NaN."""
+    return None if isinstance(value, float) and value != value else value
