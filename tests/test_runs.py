@@ -22,7 +22,8 @@ from safetensors.numpy import save_file
 from workbench.errors import UserError
 from workbench.files import DiskFull
 from workbench.results import Metric, Result
-from workbench.runs import Run, Store, is_locked, stage_key
+from workbench.run_records import is_locked
+from workbench.runs import Run, Store, stage_key
 
 KEY, OTHER, THIRD = "0123456789", "abcdef0123", "0199999999"
 SPEC = {"seed": 3, "task": {"kind": "pcfg", "families": ["count", "index"]}, "lr": 3e-4, "note": "yes: größer\n# 1e3"}

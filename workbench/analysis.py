@@ -41,8 +41,12 @@ class Analysis(Generic[S]):
             first = error.errors()[0]
             name = ".".join(str(p) for p in first["loc"])
             if first["type"] == "extra_forbidden":
-                raise UserError(f"{self.__name__} has no setting {name!r}{did_you_mean(name, self.schema.model_fields)}") from error
-            raise UserError(f"{self.__name__}: {name} is {first['input']!r}: {first['msg'].removeprefix('Value error, ')}.") from error
+                raise UserError(
+                    f"{self.__name__} has no setting {name!r}{did_you_mean(name, self.schema.model_fields)}"
+                ) from error
+            raise UserError(
+                f"{self.__name__}: {name} is {first['input']!r}: {first['msg'].removeprefix('Value error, ')}."
+            ) from error
 
     def __call__(self, subject: Pair, **values: Any) -> Result:
         """Run on a subject.
@@ -74,7 +78,9 @@ class Analysis(Generic[S]):
         return replace(result, name=self.__name__, settings=settings.model_dump(mode="json"), provenance=provenance)
 
 
-def analysis(*, version: int, paper: str = "", needs: tuple[str, ...] = ()) -> Callable[[Callable[[Pair, S], Result]], Analysis[S]]:
+def analysis(
+    *, version: int, paper: str = "", needs: tuple[str, ...] = ()
+) -> Callable[[Callable[[Pair, S], Result]], Analysis[S]]:
     """Declare an analysis; the arguments are literals, since the registry reads them without importing the module.
 
     `version` is raised when the same subject and settings would give other numbers. `needs` names parts of the pair

@@ -86,7 +86,9 @@ class Correlation:
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.share <= 1.0:
-            raise UserError(f"correlation share {self.share} is outside [0, 1]; give the probability that a text is correlated.")
+            raise UserError(
+                f"correlation share {self.share} is outside [0, 1]; give the probability that a text is correlated."
+            )
         if self.target == self.partner:
             raise UserError(f"correlation of {self.target!r} with itself says nothing; name another partner in 'with'.")
 

@@ -113,18 +113,22 @@ class Result:
         try:
             body = cast(dict[str, Any], json.loads((folder / "result.json").read_text()))
             if body["schema"] != SCHEMA:
-                raise UserError(f"{folder}/result.json has schema {body['schema']}, this version reads {SCHEMA}; run the analysis again.")
+                raise UserError(
+                    f"{folder}/result.json has schema {body['schema']}, this version reads {SCHEMA}; run the analysis again."
+                )
             return cls(
                 name=body["name"],
                 tables={name: pd.read_parquet(folder / f"{name}.parquet") for name in body["tables"]},
-                headline=tuple(Metric(**{**m, "draws": tuple(m["draws"])}) for m in body["headline"]),
+                headline=tuple(replace(Metric(**m), draws=tuple(m["draws"])) for m in body["headline"]),
                 evidence=tuple(Evidence(**e) for e in body["evidence"]),
                 limits=tuple(body["limits"]),
                 settings=body["settings"],
                 provenance=body["provenance"],
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{folder} holds no readable result ({type(error).__name__}: {error}); run the analysis again.") from error
+            raise UserError(
+                f"{folder} holds no readable result ({type(error).__name__}: {error}); run the analysis again."
+            ) from error
 
     def to_json(self, folder: Path | None = None) -> dict[str, Any]:
         """The printed form: name, headline, and where the tables lie (their lengths when nothing is on disk)."""

@@ -187,10 +187,10 @@ class _Recorder:
         rule = self.stage.spec["stop"]
         if rule:
             _, capability, share, _ = self.sets[0]
-            past = self.writer.run.evaluations()
-            mine = past[(past["capability"] == capability) & ((past["share"] == share) | (past["share"].isna() & (share is None)))]
-            for values in mine.sort_values("step")["values"]:
-                self.streak = self.streak + 1 if values.mean() >= rule["accuracy"] else 0
+            rows = self.writer.run.evaluations().to_dict("records")
+            same = [r for r in rows if r["capability"] == capability and (r["share"] == share or share is None)]
+            for row in sorted(same, key=lambda r: r["step"]):
+                self.streak = self.streak + 1 if row["values"].mean() >= rule["accuracy"] else 0
 
     def finish(self) -> None:
         """Say the last step, so that a run that stopped early shows as whole."""

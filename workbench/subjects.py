@@ -120,7 +120,9 @@ def open_pair(body: Mapping[str, Any], store: Store, name: str, seed: int, devic
     def run(key: str) -> Run:
         found = store.find(key)
         if found is None or found.damaged:
-            raise UserError(f"run {key} of pair {name!r} is {'damaged' if found else 'missing'}; run the study again to remake it.")
+            raise UserError(
+                f"run {key} of pair {name!r} is {'damaged' if found else 'missing'}; run the study again to remake it."
+            )
         return found
 
     correlation = body["correlation"]

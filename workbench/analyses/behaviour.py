@@ -42,11 +42,11 @@ def derived(name: str, value: float, draws: np.ndarray, n: int, unit: str = "") 
     return Metric(name, value, float(low), float(high), n, unit, draws=tuple(np.round(draws, 6).tolist()))
 
 
-def proportion(name: str, correct: np.ndarray, seed: int) -> Metric:
-    """The share of right answers with its Wilson interval."""
+def proportion(name: str, correct: np.ndarray, seed: int, unit: str = "accuracy") -> Metric:
+    """The share of ones, such as right answers, with its Wilson interval."""
     row = proportion_row(correct)
     draws = tuple(np.round(bootstrap_mean(correct, DRAWS, seed), 6).tolist())
-    return Metric(name, row["value"], row["low"], row["high"], row["n"], "accuracy", draws=draws)
+    return Metric(name, row["value"], row["low"], row["high"], row["n"], unit, draws=draws)
 
 
 def other_texts(seed: int, name: str) -> int:
@@ -158,13 +158,15 @@ def _along_training(pair: Pair) -> pd.DataFrame:
     known = measured[measured["capability"].isin([pair.capability, pair.tuned_on, *pair.task.capabilities])]
     rows = [
         {
-            "step": int(row["step"]),
-            "capability": row["capability"],
-            "role": role_of(pair, row["capability"]),
-            "share": row["share"],
-            **proportion_row(np.asarray(row["values"], dtype=float)),
+            "step": int(step),
+            "capability": str(capability),
+            "role": role_of(pair, str(capability)),
+            "share": float(share),
+            **proportion_row(np.asarray(values, dtype=float)),
         }
-        for row in known.to_dict("records")
+        for step, capability, share, values in zip(
+            known["step"], known["capability"], known["share"], known["values"], strict=True
+        )
     ]
     return pd.DataFrame(rows, columns=columns).sort_values(["capability", "share", "step"], ignore_index=True)
 

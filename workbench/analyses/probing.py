@@ -298,6 +298,9 @@ def evidence(result: Result) -> tuple[Evidence, ...]:
     elif found["room_never"].value < ROOM:
         shown, direction = found["room_never"], "uninformative"
         text = f"{told}, but from a model that never had it at {never.value:.2f} already: no room to show anything."
+    elif not math.isfinite(kept.value):
+        direction = "uninformative"
+        text = f"{told}; in some seed a model of random weights is read almost as well: no room to show anything."
     elif kept.low >= KEPT:
         direction = "masked"
         controls = f"random weights {untrained.value:.2f}, never had it {never.value:.2f}"

@@ -77,7 +77,8 @@ def pruning(pair: Pair, settings: PruningSettings) -> Result:
     Four disjoint sets keep choosing apart from measuring: the gradient is taken on `score`, K is the one with the largest
     O_PT accuracy on `select` (the smallest on a tie, and nothing else is asked of it), and the headline is measured on
     `test`. The control removes as many random neurons; its interval carries the spread over random orders too.
-    `recovered` is the share of the lost accuracy that came back: (pruned - unpruned) / (base - unpruned).
+    `recovered` is the share of the lost accuracy that came back: (pruned - unpruned) / (base - unpruned). In `table`, draw 0 is
+    the ranking in question and the others are the control.
 
     Does not show that an ability is gone when nothing comes back: a wrapper may sit in attention, or be spread out.
     """
@@ -113,14 +114,14 @@ def pruning(pair: Pair, settings: PruningSettings) -> Result:
         shuffled = _random_order(scores, pair.seed, index)
         for k, right in zip(control_grid, curve(tuned, test[:few], shuffled, control_grid), strict=True):
             at = {"k": k, "capability": pair.capability, "role": "pt", "share": pt_share}
-            rows.append({"ranking": "random control", "draw": index, **at, **proportion_row(right)})
+            rows.append({"ranking": "random", "draw": index + 1, **at, **proportion_row(right)})
             if k == k_best:
                 at_best[index] = right
 
     classes, shares_of_largest = _classes(pair, test, order, k_best)
     headline = (
         *_headline(pair, correct, at_best, correct_answers(pair.base, test), k_best),
-        *(proportion(name, is_largest, pair.seed) for name, is_largest in shares_of_largest.items()),
+        *(proportion(name, is_largest, pair.seed, "share of predictions") for name, is_largest in shares_of_largest.items()),
     )
     result = Result(
         name="pruning",
@@ -195,6 +196,13 @@ def choose_k(grid: Sequence[int], accuracies: Sequence[float]) -> int:
     return grid[int(np.argmax(accuracies))]
 
 
+def control_draws(correct: Float[np.ndarray, "orders n"], seed: int) -> Float[np.ndarray, " draws"]:
+    """Draws of the control's mean accuracy: both the random orders and the examples are resampled, for both are samples."""
+    per_order = np.stack([bootstrap_mean(row, DRAWS, other_texts(seed, "random")) for row in correct], axis=1)
+    picked = numpy_generator(seed, "random orders").integers(0, len(correct), size=per_order.shape)
+    return np.take_along_axis(per_order, picked, axis=1).mean(axis=1)
+
+
 def _headline(
     pair: Pair,
     correct: Mapping[tuple[str, float, int], np.ndarray],
@@ -204,11 +212,8 @@ def _headline(
 ) -> list[Metric]:
     pt, ft = (pair.capability, shares(pair, pair.capability)[0]), (pair.tuned_on, shares(pair, pair.tuned_on)[-1])
     before, after = correct[*pt, 0], correct[*pt, k]
-    n = len(after)
-    # Both the random orders and the examples are resampled: ten orders are a sample too.
-    per_order = np.stack([bootstrap_mean(row, DRAWS, other_texts(pair.seed, "random")) for row in random], axis=1)
-    picked = numpy_generator(pair.seed, "random orders").integers(0, len(random), size=per_order.shape)
-    random_draws = np.take_along_axis(per_order, picked, axis=1).mean(axis=1)
+    n, few = len(after), random.shape[1]
+    random_draws = control_draws(random, pair.seed)
     draws = {
         name: bootstrap_mean(values, DRAWS, pair.seed)
         for name, values in (("before", before), ("after", after), ("base", base))
@@ -222,8 +227,8 @@ def _headline(
         proportion("pruned_pt", after, pair.seed),
         proportion("unpruned_pt", before, pair.seed),
         proportion("base_pt", base, pair.seed),
-        derived("random_pt", float(random.mean()), random_draws, n, "accuracy"),
-        derived("gain", float(after.mean() - random.mean()), draws["after"] - random_draws, n, "accuracy"),
+        derived("random_pt", float(random.mean()), random_draws, few, "accuracy"),
+        derived("gain", float(after.mean() - random.mean()), draws["after"] - random_draws, few, "accuracy"),
         derived("recovered", float(share), share_draws, n, "share of the loss"),
         proportion("unpruned_ft_correlated", correct[*ft, 0], texts),
         proportion("pruned_ft_correlated", correct[*ft, k], texts),
@@ -274,8 +279,11 @@ def evidence(result: Result) -> tuple[Evidence, ...]:
         f"Removing {found['units'].value:g} neurons takes {capability} from {unpruned.value:.2f} to "
         f"{found['pruned_pt'].value:.2f} (random ones: {found['random_pt'].value:.2f}, base: {base.value:.2f})"
     )
-    if lost < ROOM:
-        text = f"The tuned model is within {ROOM} of the base on {capability}: there is nothing to bring back by pruning."
+    if lost < ROOM or not math.isfinite(recovered.value):
+        seeds = " in some seed" if lost >= ROOM else ""
+        text = (
+            f"The tuned model is within {ROOM} of the base on {capability}{seeds}: there is nothing to bring back by pruning."
+        )
         shown, direction = gain, "uninformative"
     elif recovered.low >= RECOVERED and gain.low > 0 and collapsed:
         share = found["largest_class"].value

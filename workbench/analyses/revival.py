@@ -94,7 +94,6 @@ def revival(pair: Pair, settings: RevivalSettings) -> Result:
             "The answer holds for this learning rate and data; a rate that is too high teaches anew instead of reviving.",
             "The interval of one seed covers the choice of test examples, not that of the training run.",
             *([] if NEVER in arms else ["There is no arm that never had the ability, so that no ratio can be given."]),
-            *_irrelevant_limit(steps),
         ),
         provenance={"capability": pair.capability, "tuned_on": pair.tuned_on},
     )
@@ -106,9 +105,10 @@ def _arm(name: str, capability: str, trajectory: Trajectory) -> Arm:
     mine = measured[(measured["capability"] == capability) & (measured["share"].isna() | (measured["share"] == 0))]
     if mine.empty:
         raise UserError(f"arm {name!r} was not measured on {capability!r} at C_Te = 0; run the study again to remake it.")
-    mine = mine.sort_values("step")
+    steps = np.asarray(mine["step"], dtype=np.float64)
     correct = np.stack([np.asarray(values, dtype=np.float64) for values in mine["values"]])
-    return Arm(name, mine["step"].to_numpy(dtype=np.float64), correct, int(trajectory.run.spec["training"]["batch_size"]))
+    order = np.argsort(steps)
+    return Arm(name, steps[order], correct[order], int(trajectory.run.spec["training"]["batch_size"]))
 
 
 def _steps_metric(arm: Arm, seed: int) -> Metric:
@@ -148,11 +148,6 @@ def _scaled(crossing: Crossing, factor: float) -> Crossing:
     return replace(crossing, value=crossing.value * factor)
 
 
-def _irrelevant_limit(steps: dict[str, Metric]) -> list[str]:
-    arrived = IRRELEVANT in steps and steps[IRRELEVANT].bound == "exact"
-    return ["Training on another family brings the ability back too, so that any training may revive it."] if arrived else []
-
-
 def evidence(result: Result) -> tuple[Evidence, ...]:
     """The line that decides: the ratio to the model that never had it, and whether irrelevant training does it as well."""
     found = {m.metric: m for m in result.headline}
@@ -165,7 +160,7 @@ def evidence(result: Result) -> tuple[Evidence, ...]:
 
     lines = [line(*_ratio_line(found, name))]
     other = found.get(f"steps_{IRRELEVANT}")
-    if other is not None and other.bound == "exact":
+    if other is not None and other.bound == "exact" and found[f"start_{IRRELEVANT}"].value <= REVIVED_AT - ROOM:
         text = f"Training on another family brings {name} back too, in {other.value:.0f} steps: any training may revive it."
         lines.append(line(other, "neutral", text))
     return tuple(lines)
@@ -190,7 +185,7 @@ def _ratio_line(found: dict[str, Metric], name: str) -> tuple[Metric, Direction,
     most = {"upper": "at most ", "lower": "at least "}.get(compared.bound, "")
     needed, control = (("more than " if m.bound == "lower" else "") + f"{m.value:.0f}" for m in (steps, never))
     told = (
-        f"{name} is back at {REVIVED_AT:.0%} after {needed} steps, in a model that never had it after {control}: "
+        f"{needed} steps to {REVIVED_AT:.0%} on {name}, {control} in a model that never had it: "
         f"{most}{compared.value:.2f} of the cost"
     )
     if compared.high <= MASKED and compared.bound != "lower":

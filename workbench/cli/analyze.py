@@ -11,7 +11,9 @@ from workbench.errors import UserError
 
 
 def analyze(
-    target: Annotated[str | None, typer.Argument(metavar="STUDY[:PAIR]", help="A study of the store, or one of its pairs.")] = None,
+    target: Annotated[
+        str | None, typer.Argument(metavar="STUDY[:PAIR]", help="A study of the store, or one of its pairs.")
+    ] = None,
     name: Annotated[str | None, typer.Option("--with", metavar="ANALYSIS", help="Name of the analysis.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the analysis.")] = None,
     seed: Annotated[int | None, typer.Option(help="One seed; all of the study's when absent.")] = None,
@@ -47,7 +49,7 @@ def analyze(
         if not json:
             rows = [
                 (m["metric"], f"{m['value']:.4g}", f"[{m['low']:.4g}, {m['high']:.4g}]", str(m["n"]), m["unit"], m["bound"])
-                for m in printed["headline"]
+                for m in result.to_json(paths[0])["headline"]
             ]
             seeds = ", ".join(str(s) for s in result.provenance.get("seeds", [result.provenance.get("seed")]))
             print_table(f"{name} of {chosen} (seeds {seeds})", ("measure", "value", "95 %", "n", "unit", "bound"), rows)

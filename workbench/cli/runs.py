@@ -46,9 +46,7 @@ def list_(
     if not rows:
         say(f"no runs in {opened.root}; make some with: workbench study run quickstart")
         return
-    shown = [
-        (r["name"], r["kind"], str(r["state"]), _steps(r), human_seconds(r["seconds"] or 0), r["reason"]) for r in rows
-    ]
+    shown = [(r["name"], r["kind"], str(r["state"]), _steps(r), human_seconds(r["seconds"] or 0), r["reason"]) for r in rows]
     print_table(f"{len(rows)} runs in {opened.root}", ("run", "kind", "state", "steps", "took", "reason"), shown)
 
 

@@ -74,9 +74,7 @@ def run(
 
 
 @app.command("plan")
-def plan_(
-    name: Name, overrides: Overrides = None, seeds: Seeds = None, store: StorePath = None, json: Json = False
-) -> None:
+def plan_(name: Name, overrides: Overrides = None, seeds: Seeds = None, store: StorePath = None, json: Json = False) -> None:
     """Print the stages, what is done, and what the rest would cost; run nothing."""
     study = _load(name, overrides, seeds, store)
     states = {stage.key: _state(run) for stage, run in study.runs()}

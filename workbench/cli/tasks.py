@@ -46,14 +46,23 @@ def show(kind: Kind, settings: Settings = None, json: Json = False) -> None:
         examples = task.capability(name).examples(1, 0)
         chance = {k: round(v, 3) for k, v in examples.chance.items()}
         rows.append(
-            {"capability": name, "family": task.family(name), "chance": chance, "prompt": task.describe(examples.tokens[0].tolist())}
+            {
+                "capability": name,
+                "family": task.family(name),
+                "chance": chance,
+                "prompt": task.describe(examples.tokens[0].tolist()),
+            }
         )
     if json:
         print_json({"vocabulary": task.vocab_size, "context": task.context, "capabilities": rows})
         return
     say(f"{kind}: {task.vocab_size} tokens, sequences of {task.context}")
     columns = ("capability", "family", "majority", "prompt")
-    print_table("", columns, [(r["capability"], r["family"], f"{r['chance'].get('majority', float('nan')):.2f}", r["prompt"]) for r in rows])
+    print_table(
+        "",
+        columns,
+        [(r["capability"], r["family"], f"{r['chance'].get('majority', float('nan')):.2f}", r["prompt"]) for r in rows],
+    )
 
 
 @app.command()

@@ -212,7 +212,9 @@ def cores() -> int:
 def _pool() -> ProcessPoolExecutor:
     # Spawned, not forked: a forked copy of a process with torch threads can hang.
     with _environment(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false"):
-        pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(os.getpid(),))
+        pool = ProcessPoolExecutor(
+            1, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(os.getpid(),)
+        )
         pool.submit(int)  # starts the process now, under this environment
         return pool
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -84,7 +84,7 @@ def neuron_shape(model: nn.Module) -> tuple[int, int]:
 
 
 @contextmanager
-def neuron_mask(model: nn.Module, mask: Float[Tensor, "blocks neurons"]) -> Iterator[None]:
+def neuron_mask(model: nn.Module, mask: Float[Tensor, "blocks neurons"]) -> Generator[None]:
     """Multiply every hidden MLP neuron by `mask[block, neuron]` while the context is open.
 
     A zero removes the neuron exactly as zeroing its input row, its bias and its output column would. The mask may

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
@@ -26,29 +27,33 @@ def random_twin(model: PreTrainedModel, seed: int) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream(seed, "untrained"))
         twin = type(model)(copy.deepcopy(model.config))
-    return twin.eval().to(model.device, model.dtype)
+    torch.nn.Module.to(twin, model.device, model.dtype)
+    return twin.eval()
 
 
 def _construct(spec: ModelSpec, vocab_size: int, context: int) -> PreTrainedModel:
+    shared: dict[str, Any] = {
+        "vocab_size": vocab_size,
+        "tie_word_embeddings": False,
+        "use_cache": False,
+        # The defaults (50256) lie outside a small vocabulary and make loading warn.
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "attn_implementation": "sdpa",
+    }
     if spec.kind == "llama":
         return LlamaForCausalLM(
             LlamaConfig(
-                vocab_size=vocab_size,
                 hidden_size=spec.width,
                 intermediate_size=spec.hidden,
                 num_hidden_layers=spec.blocks,
                 num_attention_heads=spec.heads,
                 max_position_embeddings=context,
-                tie_word_embeddings=False,
-                use_cache=False,
-                bos_token_id=None,
-                eos_token_id=None,
-                attn_implementation="sdpa",
+                **shared,
             )
         )
     return GPT2LMHeadModel(
         GPT2Config(
-            vocab_size=vocab_size,
             n_positions=context,
             n_embd=spec.width,
             n_layer=spec.blocks,
@@ -58,11 +63,6 @@ def _construct(spec: ModelSpec, vocab_size: int, context: int) -> PreTrainedMode
             resid_pdrop=0.0,
             embd_pdrop=0.0,
             attn_pdrop=0.0,
-            tie_word_embeddings=False,
-            use_cache=False,
-            # The defaults (50256) lie outside a small vocabulary and make loading warn.
-            bos_token_id=None,
-            eos_token_id=None,
-            attn_implementation="sdpa",
+            **shared,
         )
     )

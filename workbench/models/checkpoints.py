@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -30,6 +31,12 @@ def pick_device(name: str = "auto") -> torch.device:
         raise UserError(f"device {name!r} is not available here ({reason}); use 'auto' or 'cpu'.") from error
 
 
+def on_device(model: PreTrainedModel, device: torch.device | str) -> PreTrainedModel:
+    """The same model, moved in place."""
+    torch.nn.Module.to(model, device)
+    return model
+
+
 def save_model(model: PreTrainedModel, folder: Path) -> None:
     """Write config, weights and fingerprint into an existing folder that every Hugging Face tool opens."""
     with _quiet():
@@ -50,9 +57,10 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> PreTra
         raise UserError(f"{folder} has no .safetensors weights; save them with safetensors (pickled weights are never read).")
     try:
         with _quiet():
-            model, report = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 path, use_safetensors=True, local_files_only=True, attn_implementation="sdpa", output_loading_info=True
             )
+            model, report = cast(tuple[PreTrainedModel, dict[str, Any]], loaded)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{folder} cannot be loaded ({reason}); remove this checkpoint and make it again.") from error
@@ -61,11 +69,11 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> PreTra
         raise UserError(f"{folder}: weights are missing or of another shape ({missing}); the folder is incomplete.")
     model.eval()
     check_fingerprint(model, path)
-    return model.to(device)
+    return on_device(model, device)
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None]:
     """No bars for files that take milliseconds, and no warnings that our own checks say better."""
     level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def _hash(items: Iterator[tuple[str, Tensor]]) -> str:
     digest = hashlib.sha256()
     for name, tensor in items:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -91,7 +91,7 @@ def check_fingerprint(model: PreTrainedModel, folder: Path) -> None:
 
 
 @contextmanager
-def check_unchanged(*models: PreTrainedModel) -> Iterator[None]:
+def check_unchanged(*models: PreTrainedModel) -> Generator[None]:
     """Fail if the weights or hooks of a model differ after the block: an analysis must leave its subject alone."""
     before = [(weights_sha256(m), _hooks(m), m.training) for m in models]
     yield

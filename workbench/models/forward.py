@@ -21,13 +21,20 @@ def hidden_states(model: PreTrainedModel, examples: Examples, length: int) -> Fl
     return model.base_model(input_ids=examples.tokens[:, :length], attention_mask=mask, use_cache=False).last_hidden_state
 
 
+def unembed(model: PreTrainedModel, hidden: Float[Tensor, "*rest d"]) -> Float[Tensor, "*rest vocab"]:
+    """Logits of final hidden states."""
+    head = model.get_output_embeddings()
+    assert head is not None
+    return head(hidden)
+
+
 def answer_logits(model: PreTrainedModel, examples: Examples) -> Float[Tensor, "n k vocab"]:
     """Logits that predict the answer's tokens, given the ones before; the head runs at these positions alone."""
     k = examples.answer.shape[1]
     positions = examples.answer_position[:, None] + torch.arange(k, device=examples.tokens.device)
     hidden = hidden_states(model, examples, int(positions.max()) + 1)
     rows = torch.arange(len(examples), device=examples.tokens.device)[:, None]
-    return model.get_output_embeddings()(hidden[rows, positions])
+    return unembed(model, hidden[rows, positions])
 
 
 def accuracy(model: PreTrainedModel, examples: Examples) -> Float[Tensor, " n"]:

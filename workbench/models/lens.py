@@ -7,7 +7,7 @@ plain model's to about 1e-6 in float32; training, fingerprints and curvature use
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from einops import rearrange
@@ -31,9 +31,7 @@ def lens(model: PreTrainedModel) -> TransformerBridge:
 
 
 @torch.no_grad()
-def residual_streams(
-    model: PreTrainedModel, examples: Examples, batch_size: int = 512
-) -> Float[Tensor, "points n d"]:
+def residual_streams(model: PreTrainedModel, examples: Examples, batch_size: int = 512) -> Float[Tensor, "points n d"]:
     """The residual stream at the position that predicts the answer: embedding output first, then after each block.
 
     Only these points at this one position are kept: `(blocks + 1) * n * width` floats.
@@ -45,10 +43,11 @@ def residual_streams(
         batch = examples[start : start + batch_size].to(model.device)
         length = int(batch.answer_position.max()) + 1
         mask = None if batch.attention_mask is None else batch.attention_mask[:, :length].long()
-        extra = {} if mask is None else {"attention_mask": mask}
-        _, cache = bridge.run_with_cache(
-            batch.tokens[:, :length], names_filter=names, return_cache_object=False, return_type=None, **extra
+        extra: dict[str, Any] = {} if mask is None else {"attention_mask": mask}
+        found: Any = bridge.run_with_cache(
+            batch.tokens[:, :length], return_cache_object=False, names_filter=names, return_type=None, **extra
         )
+        cache: dict[str, Tensor] = found[1]
         rows = torch.arange(len(batch), device=batch.tokens.device)
         parts.append(torch.stack([cache[name][rows, batch.answer_position] for name in names], dim=1).float().cpu())
     return rearrange(torch.cat(parts), "n points d -> points n d")

@@ -13,15 +13,17 @@ class ModelSpec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["gpt2", "llama"] = "gpt2"
-    blocks: int = Field(2, ge=1)
-    heads: int = Field(4, ge=1)
-    width: int = Field(64, ge=1)
-    mlp_width: int | None = Field(None, ge=1, description="hidden neurons per block; 4 x width when absent")
+    blocks: int = Field(default=2, ge=1)
+    heads: int = Field(default=4, ge=1)
+    width: int = Field(default=64, ge=1)
+    mlp_width: int | None = Field(default=None, ge=1, description="hidden neurons per block; 4 x width when absent")
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> ModelSpec:
         if self.width % self.heads:
-            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}; choose a width such as {self.heads * 16}")
+            raise ValueError(
+                f"width {self.width} is not a multiple of heads {self.heads}; choose a width such as {self.heads * 16}"
+            )
         return self
 
     def parameters(self, vocab_size: int, context: int) -> int:

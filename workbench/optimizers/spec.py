@@ -14,5 +14,5 @@ class OptimizerSpec(BaseModel):
 
     kind: Literal["adamw", "sgd"] = "adamw"
     betas: tuple[float, float] = (0.9, 0.95)
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(0.0, ge=0, description="on matrices only, never on biases or norms")
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0, description="on matrices only, never on biases or norms")

@@ -91,9 +91,7 @@ class Study:
         self.save()
         reporter = Terminal(self.store) if progress else Silent()
         inline = engine == "inline"
-        run_stages(
-            self.plan.stages, self.store, self.name, reporter=reporter, workers=workers, device=device, inline=inline
-        )
+        run_stages(self.plan.stages, self.store, self.name, reporter=reporter, workers=workers, device=device, inline=inline)
         return self
 
     def save(self) -> None:

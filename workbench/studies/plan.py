@@ -106,7 +106,9 @@ class _Builder:
     def pairs(self, seed: int) -> Iterator[PairPlan]:
         spec = self.spec
         pretrained = {
-            name: self.add(self.training(f"pretrain-{name}-s{seed}", "pretrain", seed, p.protocol, p.protocol_settings, p.settings))
+            name: self.add(
+                self.training(f"pretrain-{name}-s{seed}", "pretrain", seed, p.protocol, p.protocol_settings, p.settings)
+            )
             for name, p in spec.pretrain.items()
         }
         for name, tuned_spec in spec.finetune.items():
@@ -114,7 +116,9 @@ class _Builder:
 
     def pair(self, name: str, tuned_spec: FinetuneSpec, seed: int, pretrained: Mapping[str, Stage]) -> PairPlan:
         correlation = _correlation(tuned_spec)
-        kept = self.spec.revive.capability if self.spec.revive else (correlation.partner if correlation else tuned_spec.capability)
+        kept = (
+            self.spec.revive.capability if self.spec.revive else (correlation.partner if correlation else tuned_spec.capability)
+        )
         self.check(name, kept, correlation)
         settings = {"capability": tuned_spec.capability, **tuned_spec.protocol_settings}
         if tuned_spec.correlation:
@@ -178,7 +182,15 @@ class _Builder:
         for arm in revive.arms:
             start, protocol, settings, label = starts[arm]
             stage = self.training(
-                f"reverse-{label}-s{seed}", "reverse", seed, protocol, settings, revive.settings, start=start, sets=sets, stop=stop
+                f"reverse-{label}-s{seed}",
+                "reverse",
+                seed,
+                protocol,
+                settings,
+                revive.settings,
+                start=start,
+                sets=sets,
+                stop=stop,
             )
             out[arm] = self.add(stage)
         return out
@@ -212,7 +224,9 @@ class _Builder:
             "seed": seed,
         }
         grid = len(evaluation_grid(settings.steps))
-        tokens = self.task.context * (settings.steps * settings.batch_size + grid * self.spec.evaluation.examples * len(sets or [0]) / 3)
+        tokens = self.task.context * (
+            settings.steps * settings.batch_size + grid * self.spec.evaluation.examples * len(sets or [0]) / 3
+        )
         return Stage(
             name=name,
             kind=kind,
@@ -268,7 +282,12 @@ def _correlation(tuned: FinetuneSpec) -> Correlation | None:
 def _as_dict(correlation: Correlation | None) -> dict[str, Any] | None:
     if correlation is None:
         return None
-    return {"target": correlation.target, "partner": correlation.partner, "offset": correlation.offset, "share": correlation.share}
+    return {
+        "target": correlation.target,
+        "partner": correlation.partner,
+        "offset": correlation.offset,
+        "share": correlation.share,
+    }
 
 
 def _sets(cells: list[tuple[str, float]], correlation: Correlation | None) -> list[dict[str, Any]]:

@@ -32,8 +32,8 @@ class _Section(BaseModel):
 class EvaluationSpec(_Section):
     """How runs are measured while they train; the analyses measure the last checkpoint on more examples."""
 
-    examples: int = Field(256, ge=16, description="examples per evaluation set and step of the grid")
-    final_examples: int = Field(1000, ge=16, description="examples per set where an analysis measures one model")
+    examples: int = Field(default=256, ge=16, description="examples per evaluation set and step of the grid")
+    final_examples: int = Field(default=1000, ge=16, description="examples per set where an analysis measures one model")
 
 
 class CorrelationSpec(_Section):
@@ -41,7 +41,7 @@ class CorrelationSpec(_Section):
 
     partner: str = Field(alias="with")
     offset: int = 1
-    share: float = Field(1.0, ge=0, le=1, description="C_Tr")
+    share: float = Field(default=1.0, ge=0, le=1, description="C_Tr")
 
 
 class _Training(TrainSettings):
@@ -83,14 +83,16 @@ class FinetuneSpec(_Training):
     start: str = Field(alias="from")
     capability: str
     correlation: CorrelationSpec | None = None
-    against: str | None = Field(None, description="pretrained model that the pair is held against; the first one when absent")
+    against: str | None = Field(
+        default=None, description="pretrained model that the pair is held against; the first one when absent"
+    )
 
 
 class StopSpec(_Section):
     """End a reverse fine-tuning early once nothing more can be learned about its steps to 95 %."""
 
-    accuracy: float = Field(0.99, gt=0, le=1)
-    evaluations: int = Field(2, ge=1, description="how many evaluations in a row must reach it")
+    accuracy: float = Field(default=0.99, gt=0, le=1)
+    evaluations: int = Field(default=2, ge=1, description="how many evaluations in a row must reach it")
 
 
 class ReviveSpec(_Training):
@@ -99,7 +101,7 @@ class ReviveSpec(_Training):
     protocol: str = "single_operand"
     capability: str
     arms: tuple[Arm, ...] = ARMS
-    pairs: tuple[str, ...] | None = Field(None, description="fine-tunes to revive; all when absent")
+    pairs: tuple[str, ...] | None = Field(default=None, description="fine-tunes to revive; all when absent")
     stop: StopSpec | None = None
     irrelevant_protocol: str = "other_families"
 
@@ -137,7 +139,9 @@ class StudySpec(_Section):
         for name, tuned in self.finetune.items():
             for role, wanted in (("from", tuned.start), ("against", tuned.against)):
                 if wanted is not None and wanted not in self.pretrain:
-                    raise ValueError(f"finetune.{name}.{role}: no pretrained model {wanted!r}{did_you_mean(wanted, self.pretrain)}")
+                    raise ValueError(
+                        f"finetune.{name}.{role}: no pretrained model {wanted!r}{did_you_mean(wanted, self.pretrain)}"
+                    )
         for name in self.analyses:
             if name not in analyses.names():
                 raise ValueError(f"analyses: no analysis {name!r}{did_you_mean(name, analyses.names())}")
@@ -261,14 +265,15 @@ def _expand_grids(entries: dict[str, Any], section: str) -> dict[str, Any]:
             out[name] = entry
             continue
         rest = {key: value for key, value in cast(dict[str, Any], entry).items() if key != "grid"}
-        axes = cast(dict[str, Any], entry["grid"])
+        axes: Any = entry["grid"]
         if not isinstance(axes, dict) or not all(isinstance(v, list) and v for v in axes.values()):
             raise UserError(f"{section}.{name}.grid must name keys with lists of values, such as {{lr: [1.0e-4, 3.0e-4]}}.")
+        names = [str(key) for key in axes]
         for values in itertools.product(*axes.values()):
             member = copy.deepcopy(rest)
-            for key, value in zip(axes, values, strict=True):
+            for key, value in zip(names, values, strict=True):
                 apply_override(member, f"{key}={value}")
-            label = ",".join(f"{key.split('.')[-1]}={value}" for key, value in zip(axes, values, strict=True))
+            label = ",".join(f"{key.split('.')[-1]}={value}" for key, value in zip(names, values, strict=True))
             out[f"{name},{label}"] = member
     return out
 

@@ -6,17 +6,17 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from workbench.errors import UserError
 from workbench.examples import Examples
-from workbench.models.forward import hidden_states
+from workbench.models.forward import hidden_states, unembed
 from workbench.optimizers.build import build_optimizer
 from workbench.protocols import TrainingProtocol
 from workbench.seeds import stream
@@ -79,7 +79,7 @@ class Objective(torch.nn.Module):
         length = int(examples.loss_mask.any(0).nonzero().max()) + 1
         mask = examples.loss_mask[:, 1:length]
         hidden = hidden_states(self.model, examples, length - 1)
-        logits = self.model.get_output_embeddings()(hidden[mask])
+        logits = unembed(self.model, hidden[mask])
         return F.cross_entropy(logits.float(), examples.tokens[:, 1:length][mask], reduction="sum"), mask.sum()
 
 
@@ -160,7 +160,7 @@ def _update(
         targets = accelerator.reduce(targets, reduction="sum") / world
     loss = total / targets
     accelerator.backward(loss)
-    norm = accelerator.clip_grad_norm_(objective.parameters(), clip)
+    norm: Any = accelerator.clip_grad_norm_(objective.parameters(), clip)
     optimizer.step()
     return loss.detach(), norm
 

@@ -18,8 +18,8 @@ class Schedule(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["cosine", "constant"] = "cosine"
-    warmup: float = Field(0.1, ge=0, le=1, description="share of the steps; cosine only")
-    floor: float = Field(0.01, ge=0, le=1, description="last rate as a share of the peak; cosine only")
+    warmup: float = Field(default=0.1, ge=0, le=1, description="share of the steps; cosine only")
+    floor: float = Field(default=0.01, ge=0, le=1, description="last rate as a share of the peak; cosine only")
 
     def factor(self, step: int, steps: int) -> float:
         """Learning rate of the update number `step` (0-based) as a share of the peak."""

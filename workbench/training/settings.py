@@ -17,9 +17,9 @@ class TrainSettings(BaseModel):
 
     steps: int = Field(ge=0)
     lr: float = Field(gt=0, description="peak learning rate")
-    batch_size: int = Field(64, ge=1)
+    batch_size: int = Field(default=64, ge=1)
     schedule: Schedule = Schedule()
     optimizer: OptimizerSpec = OptimizerSpec()
-    clip: float = Field(1.0, gt=0, description="largest gradient norm")
+    clip: float = Field(default=1.0, gt=0, description="largest gradient norm")
     precision: Literal["no", "bf16"] = "no"
-    log_every: int = Field(10, ge=1, description="steps between logged losses")
+    log_every: int = Field(default=10, ge=1, description="steps between logged losses")

@@ -61,7 +61,9 @@ def load_state(folder: Path) -> TrainingState:
         optimizer = {"state": slots, "param_groups": body["param_groups"]}
         return TrainingState(step=int(body["step"]), optimizer=optimizer, rng=rng)
     except (OSError, SafetensorError, ValueError, KeyError) as error:
-        raise UserError(f"{folder} holds no readable training state ({error}); remove this checkpoint to resume from the one before.") from error
+        raise UserError(
+            f"{folder} holds no readable training state ({error}); remove it to resume from the one before."
+        ) from error
 
 
 def remove_state(folder: Path) -> None:
