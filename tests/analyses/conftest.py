@@ -23,8 +23,10 @@ from workbench.runs import Run
 from workbench.seeds import torch_generator
 from workbench.subjects import Pair, Trajectory
 
-BOS, ASK, DIGITS = 9, 8, 5
-OPERANDS = {"look_a": (5, 1), "look_b": (6, 3), "last": (7, 4)}
+LENGTH = 12
+"""Long enough that a residual stream of width 32 cannot hold the whole text by accident."""
+BOS, DIGITS, REQUEST = 8, 5, LENGTH + 1
+OPERANDS = {"look_a": (5, 1), "look_b": (6, 3), "last": (7, 11)}
 INHIBITOR = 7
 """The hidden neuron of the only block that answers WRONG whatever is asked."""
 WRONG = 2
@@ -40,7 +42,7 @@ class Looked:
         self.log.append((self.name, split))
         share = -1.0 if self.correlation is None else self.correlation.share
         generator = torch_generator(seed, "lookup", split, str(share))
-        text = torch.randint(0, DIGITS, (n, 5), generator=generator)
+        text = torch.randint(0, DIGITS, (n, LENGTH), generator=generator)
         if self.correlation is not None:
             a = torch.randint(0, DIGITS - 1, (n,), generator=generator)
             held = torch.rand(n, generator=generator) < share
@@ -49,13 +51,14 @@ class Looked:
         token, place = OPERANDS[self.name]
         answer = text[:, place]
         column = torch.ones(n, 1, dtype=torch.long)
-        tokens = torch.cat([BOS * column, token * column, text, ASK * column, answer[:, None]], dim=1)
+        # The request comes last, so that one block of attention is enough.
+        tokens = torch.cat([BOS * column, text, token * column, answer[:, None]], dim=1)
         mask = torch.zeros_like(tokens, dtype=torch.bool)
         mask[:, -1] = True
         return Examples(
             tokens=tokens,
             loss_mask=mask,
-            answer_position=torch.full((n,), 7),
+            answer_position=torch.full((n,), REQUEST),
             answer=answer[:, None],
             candidates=torch.arange(DIGITS),
             labels={name: text[:, at] for name, (_, at) in OPERANDS.items()},
@@ -68,8 +71,8 @@ class LookupTask:
     """Which digit stands at the place that the prompt asks for?"""
 
     log: list[tuple[str, str]] = field(default_factory=list)
-    vocab_size: int = 10
-    context: int = 9
+    vocab_size: int = 9
+    context: int = LENGTH + 3
     capabilities: tuple[str, ...] = tuple(OPERANDS)
 
     def family(self, capability: str) -> str:
@@ -111,11 +114,11 @@ def _one_thread() -> None:
 
 def _train(task: LookupTask, capabilities: Sequence[str], seed: int) -> Any:
     model = build_model(ModelSpec(kind="gpt2", blocks=1, heads=2, width=32), task.vocab_size, task.context, seed)
-    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
-    for step in range(150):
-        name = capabilities[step % len(capabilities)]
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for step in range(160):
         optimizer.zero_grad()
-        nll(model, task.capability(name).examples(128, 1000 + step, "train")).mean().backward()
+        for name in capabilities:
+            nll(model, task.capability(name).examples(64, 1000 + step, "train")).mean().backward()
         optimizer.step()
     optimizer.zero_grad()
     with torch.no_grad():  # a free neuron: it writes nothing
@@ -131,7 +134,7 @@ def plant_inhibitor(model: Any) -> Any:
         mlp.c_fc.weight[:, INHIBITOR] = 0
         mlp.c_fc.bias[INHIBITOR] = 3.0
         direction = head[WRONG] - head[:DIGITS].mean(0)
-        mlp.c_proj.weight[INHIBITOR] = 12 * direction / direction.norm() / 3.0
+        mlp.c_proj.weight[INHIBITOR] = 40 * direction / direction.norm() / 3.0
     return planted
 
 

@@ -44,7 +44,7 @@ def test_endpoints_equal_one_example_at_a_time(result, make_pair):
         right = 0
         for i in range(len(examples)):
             with torch.no_grad():
-                logits = getattr(pair, model)(input_ids=examples.tokens[i : i + 1]).logits[0, 7]
+                logits = getattr(pair, model)(input_ids=examples.tokens[i : i + 1]).logits[0, 13]
             right += int(logits.argmax()) == int(examples.answer[i, 0])
         row = table[(table["model"] == model) & (table["capability"] == "look_b") & (table["share"] == share)]
         assert row["value"].item() == pytest.approx(right / 300)
@@ -109,7 +109,7 @@ def test_models_of_other_shapes_are_refused(make_pair, tmp_path, task):
     from workbench.models.checkpoints import save_model
     from workbench.models.spec import ModelSpec
 
-    save_model(build_model(ModelSpec(kind="gpt2", blocks=1, heads=2, width=16), 10, 9, 0), tmp_path)
+    save_model(build_model(ModelSpec(kind="gpt2", blocks=1, heads=2, width=16), 9, 15, 0), tmp_path)
     with pytest.raises(UserError, match="one architecture"):
         behaviour(make_pair(tuned_path=tmp_path), n=16)
 

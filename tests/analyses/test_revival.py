@@ -178,6 +178,7 @@ def test_seeds_pool_on_the_log_scale(make_pair, arm):
         ((0.9, 0.7, 1.1), "neutral"),
         ((1.0, 0.9, 1.1), "erased"),
         ((0.2, 0.15, 0.3, "lower"), "neutral"),
+        ((1.0, 0.9, 1.1, "upper"), "neutral"),
     ],
 )
 def test_evidence_takes_the_whole_interval(made_up, ratio, direction):

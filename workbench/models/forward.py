@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from workbench.examples import Examples
+from workbench.models.anatomy import last_block_at
 
 Measured = Callable[[PreTrainedModel, Examples], Float[Tensor, " n"]]
 
@@ -28,11 +29,17 @@ def unembed(model: PreTrainedModel, hidden: Float[Tensor, "*rest d"]) -> Float[T
     return head(hidden)
 
 
-def answer_logits(model: PreTrainedModel, examples: Examples) -> Float[Tensor, "n k vocab"]:
-    """Logits that predict the answer's tokens, given the ones before; the head runs at these positions alone."""
+def answer_tokens(examples: Examples) -> Int[Tensor, "n k"]:
+    """Positions of the answer's tokens; each is predicted from the position before it."""
     k = examples.answer.shape[1]
-    positions = examples.answer_position[:, None] + torch.arange(k, device=examples.tokens.device)
-    hidden = hidden_states(model, examples, int(positions.max()) + 1)
+    return examples.answer_position[:, None] + 1 + torch.arange(k, device=examples.tokens.device)
+
+
+def answer_logits(model: PreTrainedModel, examples: Examples) -> Float[Tensor, "n k vocab"]:
+    """Logits that predict the answer's tokens, given the ones before; last block and head run at these positions alone."""
+    positions = answer_tokens(examples) - 1
+    with last_block_at(model, positions):
+        hidden = hidden_states(model, examples, int(positions.max()) + 1)
     rows = torch.arange(len(examples), device=examples.tokens.device)[:, None]
     return unembed(model, hidden[rows, positions])
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from workbench.errors import UserError
 from workbench.examples import Examples
-from workbench.models.forward import hidden_states, unembed
+from workbench.models.forward import answer_logits, answer_tokens, hidden_states, unembed
 from workbench.optimizers.build import build_optimizer
 from workbench.protocols import TrainingProtocol
 from workbench.seeds import stream
@@ -75,12 +75,15 @@ class Objective(torch.nn.Module):
 
     def forward(self, examples: Examples) -> tuple[Tensor, Tensor]:
         """`(summed cross-entropy in nats, number of targets)` over `loss_mask`; the head runs at targets alone."""
-        # Tokens after the last target cannot reach the loss of a causal model.
-        length = int(examples.loss_mask.any(0).nonzero().max()) + 1
-        mask = examples.loss_mask[:, 1:length]
-        hidden = hidden_states(self.model, examples, length - 1)
-        logits = unembed(self.model, hidden[mask])
-        return F.cross_entropy(logits.float(), examples.tokens[:, 1:length][mask], reduction="sum"), mask.sum()
+        targets = examples.loss_mask.sum()
+        k = examples.answer.shape[1]
+        if int(targets) == len(examples) * k and bool(examples.loss_mask.gather(1, answer_tokens(examples)).all()):
+            logits, wanted = answer_logits(self.model, examples).flatten(0, 1), examples.answer.flatten()
+        else:
+            mask = examples.loss_mask[:, 1:]
+            hidden = hidden_states(self.model, examples, mask.shape[1])
+            logits, wanted = unembed(self.model, hidden[mask]), examples.tokens[:, 1:][mask]
+        return F.cross_entropy(logits.float(), wanted, reduction="sum"), targets
 
 
 def train(

@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from workbench.analyses import probing
+from workbench.analyses.probing import evidence, fit_probes
+from workbench.replicates import combine_results
+
+
+@pytest.fixture(scope="module")
+def covered(make_pair):
+    return make_pair()
+
+
+@pytest.fixture(scope="module")
+def result(covered):
+    return probing(covered, train_examples=600)
+
+
+def noise(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_all_at_once_equals_scikit_learn_one_by_one():
+    from sklearn.linear_model import LogisticRegression
+
+    n, d, penalty = 400, 6, 0.01
+    x = noise(3, n, d)
+    x[1] = x[1] @ noise(d, d, seed=1)  # correlated features
+    scores = x @ noise(3, d, 4, seed=2) + noise(3, n, 4, seed=3)
+    labels = scores.argmax(-1).numpy()
+    labels[2] = np.minimum(labels[2], 1) * 5 - 1  # a probe with two classes, -1 and 4
+    found = fit_probes(x, labels, penalty, 200, tolerance=1e-8)
+    test = noise(3, 200, d, seed=4)
+    predicted = found.predict(test)
+    for i in range(3):
+        twin = LogisticRegression(C=1 / (penalty * n), tol=1e-10, max_iter=5000).fit(x[i].numpy(), labels[i])
+        probability = twin.predict_proba(x[i].numpy())
+        ours = x[i] @ found.weights[i] + found.bias[i]
+        classes = len(np.unique(labels[i]))
+        if classes > 2:  # for two classes scikit-learn has one vector, which is another penalty
+            assert found.weights[i].T.numpy() == pytest.approx(twin.coef_, abs=2e-4)
+            assert torch.softmax(ours, -1).numpy() == pytest.approx(probability, abs=1e-4)
+        assert np.mean(predicted[i] == twin.predict(test[i].numpy())) > 0.985
+        assert set(predicted[i]) <= set(labels[i])
+    assert found.gradient.max() < 1e-4
+
+
+def test_two_classes_have_the_symmetric_optimum():
+    from sklearn.linear_model import LogisticRegression
+
+    x = noise(1, 300, 4)
+    labels = (x[..., 0] + noise(1, 300, seed=1) > 0).long().numpy()
+    found = fit_probes(x, labels, 0.02, 200, tolerance=1e-8)
+    # Weights +w/2 and -w/2 cost |w|^2 / 4 in place of |w|^2 / 2: half the penalty on the one vector.
+    twin = LogisticRegression(C=1 / (0.01 * 300), tol=1e-10, max_iter=5000).fit(x[0].numpy(), labels[0])
+    assert (found.weights[0, :, 1] - found.weights[0, :, 0]).numpy() == pytest.approx(twin.coef_[0], abs=2e-4)
+
+
+def test_one_hot_residuals_give_all_and_shuffled_labels_the_majority():
+    generator = np.random.default_rng(0)
+    label = generator.choice(4, size=3000, p=[0.4, 0.2, 0.2, 0.2])
+    x = torch.cat([torch.eye(4)[label], noise(3000, 8).float()], dim=1)
+    x = (x - x.mean(0)) / x.std(0)
+    train, test = x[None, :2000].expand(2, -1, -1), x[None, 2000:].expand(2, -1, -1)
+    labels = np.stack([label[:2000], generator.permutation(label[:2000])])
+    right = (fit_probes(train, labels, 1e-3, 100).predict(test) == label[2000:]).mean(1)
+    assert right[0] == 1.0
+    assert right[1] == pytest.approx((label[2000:] == 0).mean(), abs=0.05)
+
+
+def test_constant_features_give_the_majority():
+    labels = np.array([[3] * 30 + [8] * 20])
+    found = fit_probes(torch.zeros(1, 50, 5), labels, 1e-3, 50)
+    assert (found.predict(torch.zeros(1, 7, 5)) == 3).all()
+    assert np.isfinite(found.loss).all()
+    assert torch.softmax(found.bias[0], 0).tolist() == pytest.approx([0.6, 0.4], abs=1e-3)
+
+
+def test_loss_and_gradient_are_those_of_the_stated_objective():
+    x, labels = noise(1, 100, 3), np.arange(100)[None] % 3
+    found = fit_probes(x, labels, 0.1, 3)  # cut short: the gradient is not small
+    weights, bias = found.weights[0].clone().requires_grad_(), found.bias[0].clone().requires_grad_()
+    loss = torch.nn.functional.cross_entropy(x[0] @ weights + bias, torch.from_numpy(labels[0]))
+    loss = loss + 0.05 * weights.square().sum()
+    loss.backward()
+    assert found.loss[0] == pytest.approx(loss.item())
+    assert found.gradient[0] == pytest.approx(max(weights.grad.abs().max(), bias.grad.abs().max()).item())
+
+
+def test_table_holds_every_probe_with_its_controls(result):
+    table = result.table
+    assert len(table) == 4 * 2 * 3 * 2
+    assert set(table["model"]) == {"base", "tuned", "untrained", "never_had_it"}
+    assert set(table["point"]) == {0, 1}
+    combinations = set(table[["target", "role", "prompt"]].itertuples(index=False, name=None))
+    assert combinations == {("look_a", "pt", "matching"), ("look_b", "ft", "matching"), ("look_a", "pt", "tuned_on")}
+    assert (table["unit"] == "accuracy").all()
+    assert not table.drop(columns=["value", "low", "high", "n"]).duplicated().any()
+
+
+def test_the_covered_answer_is_read_and_the_controls_are_not(result):
+    table = result.table.set_index(["model", "point", "target", "prompt", "labels"])["value"]
+    assert table["base", 1, "look_a", "matching", "true"] > 0.97
+    assert table["tuned", 1, "look_a", "matching", "true"] > 0.97
+    # At the embedding the stream is the request itself, the same in every example.
+    assert table["base", 0, "look_a", "matching", "true"] < 0.35
+    # Asked for b, the model does not look at a.
+    assert table["base", 1, "look_a", "tuned_on", "true"] < 0.7
+    assert result.metric("shuffled_probe").value == pytest.approx(0.25, abs=0.1)
+
+
+def test_headline_is_the_point_where_base_and_untrained_differ_most(result):
+    table = result.table.set_index(["model", "point", "target", "prompt", "labels"])["value"]
+    rooms = [
+        table["base", p, "look_a", "matching", "true"] - table["untrained", p, "look_a", "matching", "true"] for p in (0, 1)
+    ]
+    assert result.metric("room").value == pytest.approx(max(rooms))
+    assert rooms[1] == max(rooms) > 0.1
+    base, tuned, untrained, never = (result.metric(f"{m}_probe").value for m in ("base", "tuned", "untrained", "never"))
+    assert result.metric("share_kept").value == pytest.approx((tuned - untrained) / (base - untrained))
+    assert result.metric("room_never").value == pytest.approx(base - never)
+    assert result.metric("selectivity").value == pytest.approx(tuned - result.metric("shuffled_probe").value)
+    assert all(len(m.draws) == 400 for m in result.headline)
+    (line,) = result.evidence
+    assert (line.direction, line.capability) == ("masked", "look_a")
+
+
+def test_a_tuned_model_without_the_answer_is_erased(make_pair, covered, tmp_path):
+    from workbench.models.checkpoints import save_model
+
+    save_model(covered.untrained, tmp_path)
+    found = probing(make_pair(tuned_path=tmp_path), train_examples=600)
+    assert found.metric("share_kept").value == 0
+    assert found.evidence[0].direction == "erased"
+
+
+def test_without_the_control_it_is_uninformative(make_pair):
+    found = probing(make_pair(never=None), train_examples=200, n=100)
+    assert found.evidence[0].direction == "uninformative"
+    assert "never had it" in found.evidence[0].text
+    assert "never_probe" not in {m.metric for m in found.headline}
+
+
+def test_trained_and_tested_on_different_draws(covered, task):
+    task.log.clear()
+    probing(covered, train_examples=100, n=100)
+    assert set(task.log) == {(c, split) for c in ("look_a", "look_b") for split in ("probe", "test")}
+
+
+def test_unfinished_fits_are_reported(covered):
+    cut = probing(covered, train_examples=100, n=100, iterations=2)
+    assert cut.tables["convergence"]["largest_gradient"].max() > 1e-3
+    assert any("stopped before" in limit for limit in cut.limits)
+    whole = probing(covered, train_examples=100, n=100, iterations=300)
+    assert whole.tables["convergence"]["largest_gradient"].max() < 1e-3
+    assert not any("stopped before" in limit for limit in whole.limits)
+
+
+def test_chance_stands_beside(result, covered):
+    chance = result.tables["chance"].set_index(["target", "prompt", "kind"])["value"]
+    counts = covered.examples("look_a").labels["look_a"].bincount()
+    assert chance["look_a", "tuned_on", "majority"] == pytest.approx(counts.max().item() / 300)
+    assert chance["look_a", "matching", "given the other"] == 0.3
+
+
+def test_one_capability_has_one_target(make_pair):
+    found = probing(make_pair(tuned_on="look_a", correlation=None), train_examples=100, n=50)
+    assert set(found.table["prompt"]) == {"matching"}
+    assert set(found.table["target"]) == {"look_a"}
+
+
+NUMBERS = {
+    "base_probe": 1.0,
+    "tuned_probe": 0.98,
+    "untrained_probe": 0.5,
+    "never_probe": 0.6,
+    "room": 0.5,
+    "room_never": 0.4,
+    "share_kept": (0.96, 0.9, 1.0),
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "direction", "words"),
+    [
+        ({}, "masked", "96% of the room"),
+        ({"share_kept": (0.85, 0.75, 0.95)}, "neutral", "takes no side"),
+        ({"share_kept": (0.1, 0.02, 0.18)}, "erased", "hardly better"),
+        ({"share_kept": (0.15, 0.1, 0.3)}, "neutral", "takes no side"),
+        ({"room": 0.05}, "uninformative", "random weights"),
+        ({"room_never": 0.05}, "uninformative", "never had it at"),
+        ({"share_kept": (float("nan"),) * 3}, "uninformative", "in some seed"),
+    ],
+)
+def test_evidence_directions(made_up, changes, direction, words):
+    (line,) = evidence(made_up("probing", **{**NUMBERS, **changes}))
+    assert line.direction == direction
+    assert words in line.text
+
+
+def test_seeds_pool_and_evidence_follows(make_pair, result):
+    pooled = combine_results([result, probing(make_pair(seed=4), train_examples=600, n=100)])
+    assert evidence(pooled)[0].direction == "masked"
+    assert len(pooled.table) == len(result.table)
