@@ -73,7 +73,7 @@ def _scan(package: str) -> dict[str, Entry]:
 
 
 def _describe(path: Path, package: str) -> Entry | None:
-    tree = ast.parse(path.read_text())
+    tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and node.name == path.stem:
             for call in node.decorator_list:

@@ -53,11 +53,12 @@ def judge_kept(results: Mapping[str, Result], capability: str) -> tuple[Class, s
     behaviour = results["behaviour"]
     base, tuned, chance = (behaviour.metric(name) for name in ("base_pt", "tuned_pt", "chance_pt"))
     was = f"accuracy on {capability} went from {base.value:.2f} to {tuned.value:.2f} (chance {chance.value:.2f})"
+    change = behaviour.metric("change_pt")  # measured on the same texts, so narrower than the two intervals apart
+    drop = _Interval(-change.high, -change.low)
+    if drop.low >= -UNTOUCHED and drop.high <= UNTOUCHED:
+        return "untouched", f"{was}, within {UNTOUCHED} of the base{_without(base, chance)}."
     if base.low < _has_it(chance):
         return "inconclusive", f"the base does not have the ability for sure: {was}."
-    drop = _difference(base, tuned)
-    if drop.low >= -UNTOUCHED and drop.high <= UNTOUCHED:
-        return "untouched", f"{was}, within {UNTOUCHED} of the base."
     if drop.low <= UNTOUCHED <= drop.high or drop.low <= -UNTOUCHED <= drop.high:
         return "inconclusive", f"{was}: the interval of the change crosses {UNTOUCHED}."
     if drop.high < 0:
@@ -82,13 +83,17 @@ def judge_trained(results: Mapping[str, Result], capability: str) -> tuple[Class
     if base.high < bar <= tuned.low:
         return "learned", f"{was}."
     drop = _difference(base, tuned)
-    if base.low >= bar and abs(drop.low) <= UNTOUCHED and abs(drop.high) <= UNTOUCHED:
-        return "untouched", f"{was}, within {UNTOUCHED} of the base."
+    if drop.low >= -UNTOUCHED and drop.high <= UNTOUCHED:
+        return "untouched", f"{was}, within {UNTOUCHED} of the base{_without(base, chance)}."
     if base.high < bar and tuned.high < bar:
-        shortcut = behaviour.metric("tuned_ft_correlated")
-        rest = f"; it answers {shortcut.value:.2f} right where the shortcut holds" if shortcut.value >= bar else ""
+        shortcut = next((m.value for m in behaviour.headline if m.metric == "tuned_ft_correlated"), 0.0)
+        rest = f"; it answers {shortcut:.2f} right where the shortcut holds" if shortcut >= bar else ""
         return "inconclusive", f"neither model has the ability: {was}{rest}."
     return "inconclusive", f"{was}: an interval crosses {bar:.2f}, or the loss was not followed by reverse fine-tuning."
+
+
+def _without(base: Metric, chance: Metric) -> str:
+    return "" if base.low >= _has_it(chance) else ", which does not have it for sure either"
 
 
 def _has_it(chance: Metric) -> float:

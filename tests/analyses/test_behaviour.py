@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from workbench.analyses import behaviour
-from workbench.analyses.behaviour import evidence, proportion, proportion_row
+from workbench.analyses.behaviour import evidence
 from workbench.errors import UserError
+from workbench.measures import proportion, proportion_row
 from workbench.replicates import combine_results
 
 INHIBITOR, WRONG = 7, 2

@@ -1,8 +1,4 @@
-"""What the models answer: accuracies before, during and after fine-tuning, beside the scores that need no ability.
-
-The other analyses of a pair measure accuracies through the helpers at the top of this module. Draws of numbers that were
-measured on the same texts are paired: equal seeds and numbers of examples resample the same ones.
-"""
+"""What the models answer: accuracies before, during and after fine-tuning, beside the scores that need no ability."""
 
 from __future__ import annotations
 
@@ -18,78 +14,26 @@ from torch import nn
 
 from workbench.analysis import Settings, analysis
 from workbench.errors import UserError
-from workbench.examples import Examples
+from workbench.measures import (
+    DRAWS,
+    certain,
+    correct_answers,
+    derived,
+    draw,
+    other_texts,
+    proportion,
+    proportion_row,
+    role_of,
+    shares,
+    truth_of,
+)
 from workbench.models.anatomy import anatomy, blocks
-from workbench.models.forward import accuracy, evaluate
 from workbench.results import Direction, Evidence, Metric, Result
-from workbench.seeds import stream
-from workbench.statistics import bootstrap_mean, wilson
+from workbench.statistics import bootstrap_mean
 from workbench.subjects import Pair
 from workbench.verdict import HAS_IT, ROOM, UNTOUCHED
 
-DRAWS = 400
 NORM, RELATIVE = "Frobenius norm", "share of the base's norm"
-PLAIN = math.nan
-"""The share of texts to which no correlation applies."""
-
-
-def derived(name: str, value: float, draws: np.ndarray, n: int, unit: str = "") -> Metric:
-    """A number with the percentile interval of its draws; `undefined` where the value is not a number."""
-    if not math.isfinite(value):
-        return Metric(name, math.nan, math.nan, math.nan, n, unit, "undefined", draws=(math.nan,) * len(draws))
-    draws = np.where(np.isfinite(draws), draws, np.nan)  # a draw without a denominator says nothing
-    low, high = np.nanpercentile(draws, [2.5, 97.5])
-    return Metric(name, value, float(low), float(high), n, unit, draws=tuple(np.round(draws, 6).tolist()))
-
-
-def proportion(name: str, correct: np.ndarray, seed: int, unit: str = "accuracy") -> Metric:
-    """The share of ones, such as right answers, with its Wilson interval."""
-    row = proportion_row(correct)
-    draws = tuple(np.round(bootstrap_mean(correct, DRAWS, seed), 6).tolist())
-    return Metric(name, row["value"], row["low"], row["high"], row["n"], unit, draws=draws)
-
-
-def other_texts(seed: int, name: str) -> int:
-    """The seed of a resampling that is independent of the pair's: for texts other than those of C_Te = 0."""
-    return stream(seed, "resampling", name)
-
-
-def certain(name: str, value: float, n: int, unit: str) -> Metric:
-    """A number that does not depend on which examples were drawn."""
-    return Metric(name, value, value, value, n, unit, draws=(round(value, 6),) * DRAWS)
-
-
-def proportion_row(correct: np.ndarray) -> dict[str, Any]:
-    """`value low high n unit` of a table: the share of ones with its Wilson interval."""
-    n = len(correct)
-    low, high = wilson(float(np.sum(correct)), n)
-    return {"value": float(np.mean(correct)), "low": float(low), "high": float(high), "n": n, "unit": "accuracy"}
-
-
-def shares(pair: Pair, capability: str) -> tuple[float, ...]:
-    """The C_Te at which a capability has test sets: 0 and 1 where the correlation speaks of its family, else plain texts."""
-    related = pair.correlation is not None and pair.task.family(capability) == pair.task.family(pair.correlation.target)
-    return (0.0, 1.0) if related else (PLAIN,)
-
-
-def draw(pair: Pair, capability: str, share: float, n: int, split: str = "test") -> Examples:
-    """Examples at C_Te = `share`, which may be `PLAIN`."""
-    return pair.examples(capability, share=0.0 if math.isnan(share) else share, n=n, split=split)
-
-
-def correct_answers(model: Any, examples: Examples) -> np.ndarray:
-    """1.0 where the answer is right, `[n]`."""
-    return evaluate(model, examples, accuracy).numpy().astype(np.float64)
-
-
-def role_of(pair: Pair, capability: str) -> str:
-    """`pt` for the ability that may be lost, `ft` for the one that was trained, `other`."""
-    return "pt" if capability == pair.capability else "ft" if capability == pair.tuned_on else "other"
-
-
-def truth_of(examples: Examples, capability: str) -> np.ndarray:
-    """The label of a capability per example; the answer's first token where the examples carry no such label."""
-    return (examples.labels[capability] if capability in examples.labels else examples.answer[:, 0]).cpu().numpy()
 
 
 class BehaviourSettings(Settings):

@@ -20,9 +20,9 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from workbench.analyses.behaviour import DRAWS, derived, draw, proportion, proportion_row, role_of, shares, truth_of
 from workbench.analysis import Settings, analysis
 from workbench.examples import Examples
+from workbench.measures import DRAWS, derived, draw, proportion, proportion_row, role_of, shares, truth_of
 from workbench.models.lens import residual_streams
 from workbench.results import Direction, Evidence, Metric, Result
 from workbench.seeds import numpy_generator

@@ -19,7 +19,9 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from workbench.analyses.behaviour import (
+from workbench.analysis import Settings, analysis
+from workbench.examples import Examples
+from workbench.measures import (
     DRAWS,
     certain,
     correct_answers,
@@ -31,8 +33,6 @@ from workbench.analyses.behaviour import (
     role_of,
     shares,
 )
-from workbench.analysis import Settings, analysis
-from workbench.examples import Examples
 from workbench.models.anatomy import neuron_mask, neuron_shape
 from workbench.models.forward import answer_logits, evaluate, nll
 from workbench.results import Evidence, Metric, Result

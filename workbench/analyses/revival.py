@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from workbench.analyses.behaviour import DRAWS, derived, proportion, proportion_row
 from workbench.analysis import Settings, analysis
 from workbench.errors import UserError
+from workbench.measures import DRAWS, derived, proportion, proportion_row
 from workbench.results import Direction, Evidence, Metric, Result
 from workbench.statistics import Crossing, bootstrap_crossings, ratio, ratio_draws, steps_to
 from workbench.subjects import Pair, Trajectory

@@ -57,6 +57,11 @@ _TABLE = {
 }
 
 
+def is_known(model: nn.Module) -> bool:
+    """Whether the table has the model's architecture."""
+    return type(model).__name__ in _TABLE
+
+
 def anatomy(model: nn.Module) -> Anatomy:
     """The sites of a model's architecture.
 
@@ -114,7 +119,7 @@ def last_block_at(model: nn.Module, positions: Int[Tensor, "n k"]) -> Generator[
     Final hidden states are right at these positions and meaningless elsewhere, which is all that a loss or a measure
     at the answer needs: of a two-block model it saves two fifths of the work. A model of unknown architecture runs whole.
     """
-    if type(model).__name__ not in _TABLE:
+    if not is_known(model):
         yield
         return
     rows = torch.arange(len(positions), device=positions.device)[:, None]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -25,8 +26,11 @@ def pick_device(name: str = "auto") -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
+        device = torch.empty(0, device=name).device
+        if device.type == "meta":
+            raise RuntimeError("it holds no numbers")
+        return device
+    except (RuntimeError, AssertionError, ImportError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"device {name!r} is not available here ({reason}); use 'auto' or 'cpu'.") from error
 
@@ -53,7 +57,7 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> PreTra
     path = Path(folder)
     if not (path / "config.json").is_file():
         raise UserError(f"{folder} is no model folder: it has no config.json; give a folder written by save_pretrained.")
-    if not any(path.glob("*.safetensors")):
+    if not any(path.glob("model*.safetensors")):
         raise UserError(f"{folder} has no .safetensors weights; save them with safetensors (pickled weights are never read).")
     try:
         with _quiet():
@@ -61,8 +65,8 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> PreTra
                 path, use_safetensors=True, local_files_only=True, attn_implementation="sdpa", output_loading_info=True
             )
             model, report = cast(tuple[PreTrainedModel, dict[str, Any]], loaded)
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (SafetensorError, StrictDataclassError, OSError, ValueError, RuntimeError, LookupError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"{folder} cannot be loaded ({reason}); remove this checkpoint and make it again.") from error
     if report["missing_keys"] or report["mismatched_keys"]:
         missing = sorted(report["missing_keys"])[:3] or report["mismatched_keys"]

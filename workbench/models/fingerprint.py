@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -71,18 +71,26 @@ def check_fingerprint(model: PreTrainedModel, folder: Path) -> None:
     """Compare a loaded model with the fingerprint in its folder; a folder without one (not made here) passes.
 
     Raises:
-        UserError: the weights' hash or the logits differ from what was saved.
+        UserError: the weights' hash or the logits differ from what was saved, or the fingerprint is damaged.
     """
     if not (folder / "fingerprint.json").exists():
         return
-    said = json.loads((folder / "fingerprint.json").read_text())["weights_sha256"]
+    try:
+        said = str(json.loads((folder / "fingerprint.json").read_text())["weights_sha256"])
+        logits = load_file(folder / "fingerprint.safetensors")["logits"]
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder} has a fingerprint that cannot be read ({type(error).__name__}: {error}); "
+            "files were lost or changed after they were saved: remove the run and make it again."
+        ) from error
     found = weights_sha256(model)
     if said != found:
         raise UserError(
             f"{folder}: the weights have hash {found[:12]}, the fingerprint says {said[:12]}; "
             "the file was changed after it was saved: remove the run and make it again."
         )
-    gap = (load_file(folder / "fingerprint.safetensors")["logits"] - fixed_logits(model)).abs().max().item()
+    now = fixed_logits(model)
+    gap = (logits - now).abs().max().item() if logits.shape == now.shape else float("inf")
     if not gap <= TOLERANCE:
         raise UserError(
             f"{folder}: the right weights give logits that differ by {gap:.1e} from those saved (allowed {TOLERANCE}); "

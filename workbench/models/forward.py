@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -10,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from workbench.examples import Examples
-from workbench.models.anatomy import last_block_at
+from workbench.models.anatomy import is_known, last_block_at
 
 Measured = Callable[[PreTrainedModel, Examples], Float[Tensor, " n"]]
 
@@ -29,6 +30,18 @@ def unembed(model: PreTrainedModel, hidden: Float[Tensor, "*rest d"]) -> Float[T
     return head(hidden)
 
 
+def logits_where(model: PreTrainedModel, examples: Examples, at: Any) -> Float[Tensor, "*rest vocab"]:
+    """Logits at positions of the sequence: `at` is a mask `[n, t']` or a pair `(rows, positions)`.
+
+    The head runs at these positions alone. A model of unknown architecture runs whole: it may scale or cap its logits.
+    """
+    length = at.shape[1] if isinstance(at, Tensor) else int(at[1].max()) + 1
+    if is_known(model):
+        return unembed(model, hidden_states(model, examples, length)[at])
+    mask = None if examples.attention_mask is None else examples.attention_mask[:, :length].long()
+    return model(input_ids=examples.tokens[:, :length], attention_mask=mask, use_cache=False).logits[at]
+
+
 def answer_tokens(examples: Examples) -> Int[Tensor, "n k"]:
     """Positions of the answer's tokens; each is predicted from the position before it."""
     k = examples.answer.shape[1]
@@ -38,10 +51,9 @@ def answer_tokens(examples: Examples) -> Int[Tensor, "n k"]:
 def answer_logits(model: PreTrainedModel, examples: Examples) -> Float[Tensor, "n k vocab"]:
     """Logits that predict the answer's tokens, given the ones before; last block and head run at these positions alone."""
     positions = answer_tokens(examples) - 1
-    with last_block_at(model, positions):
-        hidden = hidden_states(model, examples, int(positions.max()) + 1)
     rows = torch.arange(len(examples), device=examples.tokens.device)[:, None]
-    return unembed(model, hidden[rows, positions])
+    with last_block_at(model, positions):
+        return logits_where(model, examples, (rows, positions))
 
 
 def accuracy(model: PreTrainedModel, examples: Examples) -> Float[Tensor, " n"]:

@@ -24,6 +24,11 @@ class ModelSpec(BaseModel):
             raise ValueError(
                 f"width {self.width} is not a multiple of heads {self.heads}; choose a width such as {self.heads * 16}"
             )
+        if self.kind == "llama" and self.width // self.heads % 2:
+            raise ValueError(
+                f"width {self.width} over heads {self.heads} gives heads of {self.width // self.heads}, and rotary positions "
+                f"need an even number; choose a width such as {self.heads * 16}"
+            )
         return self
 
     def parameters(self, vocab_size: int, context: int) -> int:

@@ -6,6 +6,7 @@ import copy
 import itertools
 import re
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -101,7 +102,7 @@ class ReviveSpec(_Training):
     protocol: str = "single_operand"
     capability: str
     arms: tuple[Arm, ...] = ARMS
-    pairs: tuple[str, ...] | None = Field(default=None, description="fine-tunes to revive; all when absent")
+    pairs: tuple[str, ...] | None = Field(default=None, description="fine-tunes to revive, `*` for any text; all when absent")
     stop: StopSpec | None = None
     irrelevant_protocol: str = "other_families"
 
@@ -150,9 +151,9 @@ class StudySpec(_Section):
         return self
 
     def _check_revive(self, revive: ReviveSpec) -> None:
-        for name in revive.pairs or ():
-            if name not in self.finetune:
-                raise ValueError(f"revive.pairs: no fine-tune {name!r}{did_you_mean(name, self.finetune)}")
+        for pattern in revive.pairs or ():
+            if not any(fnmatchcase(name, pattern) for name in self.finetune):
+                raise ValueError(f"revive.pairs: no fine-tune {pattern!r}{did_you_mean(pattern, self.finetune)}")
         for name in self.revived:
             tuned = self.finetune[name]
             if tuned.steps and revive.lr >= tuned.lr:
@@ -173,7 +174,8 @@ class StudySpec(_Section):
         """Fine-tunes whose tuned model is reverse fine-tuned."""
         if self.revive is None:
             return ()
-        return tuple(self.finetune) if self.revive.pairs is None else self.revive.pairs
+        wanted = ("*",) if self.revive.pairs is None else self.revive.pairs
+        return tuple(name for name in self.finetune if any(fnmatchcase(name, pattern) for pattern in wanted))
 
 
 def preset_names() -> tuple[str, ...]:

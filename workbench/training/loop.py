@@ -11,12 +11,13 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from workbench.errors import UserError
 from workbench.examples import Examples
-from workbench.models.forward import answer_logits, answer_tokens, hidden_states, unembed
+from workbench.models.forward import answer_logits, answer_tokens, logits_where
 from workbench.optimizers.build import build_optimizer
 from workbench.protocols import TrainingProtocol
 from workbench.seeds import stream
@@ -75,14 +76,13 @@ class Objective(torch.nn.Module):
 
     def forward(self, examples: Examples) -> tuple[Tensor, Tensor]:
         """`(summed cross-entropy in nats, number of targets)` over `loss_mask`; the head runs at targets alone."""
-        targets = examples.loss_mask.sum()
+        mask = examples.loss_mask[:, 1:]  # nothing predicts the first token
+        targets = mask.sum()
         k = examples.answer.shape[1]
         if int(targets) == len(examples) * k and bool(examples.loss_mask.gather(1, answer_tokens(examples)).all()):
             logits, wanted = answer_logits(self.model, examples).flatten(0, 1), examples.answer.flatten()
         else:
-            mask = examples.loss_mask[:, 1:]
-            hidden = hidden_states(self.model, examples, mask.shape[1])
-            logits, wanted = unembed(self.model, hidden[mask]), examples.tokens[:, 1:][mask]
+            logits, wanted = logits_where(self.model, examples, mask), examples.tokens[:, 1:][mask]
         return F.cross_entropy(logits.float(), wanted, reduction="sum"), targets
 
 
@@ -106,7 +106,12 @@ def train(
         TrainingDiverged: a loss is not finite; the listener then holds the last good point of the grid.
         Interrupted: `should_stop` said so.
     """
-    accelerator = Accelerator(mixed_precision=settings.precision, cpu=device.type == "cpu")
+    accelerator = _accelerator(settings.precision, device)
+    if protocol.batch_size < accelerator.num_processes:
+        raise UserError(
+            f"a batch of {protocol.batch_size} examples cannot be shared by {accelerator.num_processes} processes; "
+            "raise batch_size or start fewer."
+        )
     objective = accelerator.prepare(Objective(model.to(accelerator.device)))
     optimizer = accelerator.prepare(build_optimizer(settings.optimizer, model.parameters(), settings.lr))
     grid = set(evaluation_grid(settings.steps))
@@ -146,6 +151,14 @@ def train(
     return model.eval()
 
 
+def _accelerator(precision: str, device: torch.device) -> Accelerator:
+    """Accelerate keeps its settings process-wide and refuses others, but a worker trains one stage after another."""
+    kept, cpu = AcceleratorState._shared_state, device.type == "cpu"  # pyright: ignore[reportPrivateUsage]
+    if kept and (kept["_mixed_precision"], kept["device"].type == "cpu") != (precision, cpu):
+        AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())  # pyright: ignore[reportPrivateUsage]
+    return Accelerator(mixed_precision=precision, cpu=cpu)
+
+
 def _update(
     accelerator: Accelerator,
     objective: torch.nn.Module,
@@ -165,7 +178,9 @@ def _update(
     accelerator.backward(loss)
     norm: Any = accelerator.clip_grad_norm_(objective.parameters(), clip)
     optimizer.step()
-    return loss.detach(), norm
+    # Of the ranks' losses, each world times its share of the sum, the mean is the loss of the whole batch.
+    mean: Any = accelerator.reduce(loss.detach(), reduction="mean") if world > 1 else loss.detach()
+    return mean, norm
 
 
 class _Log:

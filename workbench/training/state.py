@@ -60,7 +60,7 @@ def load_state(folder: Path) -> TrainingState:
             slots.setdefault(int(index), {})[name] = tensor
         optimizer = {"state": slots, "param_groups": body["param_groups"]}
         return TrainingState(step=int(body["step"]), optimizer=optimizer, rng=rng)
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
+    except (OSError, SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(
             f"{folder} holds no readable training state ({error}); remove it to resume from the one before."
         ) from error

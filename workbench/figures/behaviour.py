@@ -1,0 +1,140 @@
+"""Behaviour: what the model answers while it is fine-tuned, on texts where the shortcut fails and where it holds."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from workbench.figures import words
+from workbench.figures.marks import accuracy_axis, curve, distinct_shares, levels, place, select, step_axis
+from workbench.figures.theme import STYLES, finish, style
+from workbench.results import Result
+
+
+def figure(result: Result) -> go.Figure:
+    """Accuracies over fine-tuning steps, a panel per share of correlation; other abilities by their two ends."""
+    table, ends = result.tables["table"], result.tables["endpoints"]
+    pt, ft = words.subject(result)
+    source = table if len(table) else ends
+    main = source[source["role"] != "other"]
+    shares = distinct_shares(main if len(main) else source) or [math.nan]
+    titles = [words.texts(share) + (f" (C_Te = {share:g})" if math.isfinite(share) else "") for share in shares]
+    fig = make_subplots(rows=1, cols=len(shares), subplot_titles=titles, shared_yaxes=True, horizontal_spacing=0.05)
+    last = float(table["step"].max()) if len(table) else 1.0
+    shown: set[str] = set()
+    for column, share in enumerate(shares, start=1):
+        levels(fig, _floors(result, share), column)
+        _others(fig, ends, share, share == shares[0], last, column, shown)
+        _never(fig, ends, share, last, column, shown)
+        for role in ("ft", "pt"):
+            rows = select(table, role=role, share=share) if len(table) else _two_steps(select(ends, role=role, share=share))
+            if len(rows):
+                name = words.ability(str(rows["capability"].iloc[0]), role)
+                curve(fig, rows, "step", role, name, column=column, legend=name not in shown)
+                shown.add(name)
+        axis = step_axis(last, "fine-tuning step", most=6 if len(shares) > 1 else 8)
+        if not len(table):
+            axis |= {"tickvals": [0, float(place([1])[0])], "ticktext": ["before", "after"], "title": {"text": "fine-tuning"}}
+        fig.update_xaxes(axis, row=1, col=column)
+        fig.update_yaxes(accuracy_axis() if column == 1 else accuracy_axis(""), row=1, col=column)
+    n = int(ends["n"].max() / max(1, len(words.seeds(result)))) if len(ends) else None
+    title = f"Fine-tuning on {ft}: what becomes of {pt}" if pt != ft else f"What fine-tuning does to {pt}"
+    return finish(fig, title, words.sample(result, n))
+
+
+def _two_steps(ends: pd.DataFrame) -> pd.DataFrame:
+    """Without evaluations along the way there are two points: the base model and the tuned one."""
+    return ends[ends["model"].isin(["base", "tuned"])].assign(step=lambda t: (t["model"] == "tuned").astype(int))
+
+
+def _floors(result: Result, share: float) -> list[tuple[float, str]]:
+    """The best score without the ability, per trained or lost ability."""
+    chance = result.tables.get("chance")
+    if chance is None or chance.empty:
+        return []
+    out: list[tuple[float, str]] = []
+    for role in ("pt", "ft"):
+        rows = select(chance, role=role, share=share)
+        if len(rows):
+            best = float(rows["value"].max())
+            out.append((best, f"no ability: {best:.2f}"))
+    return out
+
+
+def _others(
+    fig: go.Figure, ends: pd.DataFrame, share: float, with_plain: bool, last: float, column: int, shown: set[str]
+) -> None:
+    """Abilities that fine-tuning should have left alone, from the base model (left end) to the tuned one (right end)."""
+    how, name = STYLES["other"], "other abilities, before and after"
+    others = ends[ends["role"] == "other"]
+    here = select(others, share=share)
+    if with_plain and math.isfinite(share):
+        here = pd.concat([here, select(others, share=math.nan)])
+    for (capability, _), rows in here.groupby(["capability", "share"], dropna=False, sort=False):
+        pair = _two_steps(rows).sort_values("step")
+        if len(pair) != 2:
+            continue
+        where = words.texts(float(pair["share"].iloc[0]))
+        fig.add_trace(
+            go.Scatter(
+                x=place([0.0, last]),
+                y=pair["value"].to_numpy(float),
+                mode="lines+markers",
+                name=name,
+                legendgroup=name,
+                showlegend=name not in shown,
+                opacity=0.8,
+                line={"color": how.color, "dash": how.dash, "width": 1.2},
+                marker={"symbol": how.marker, "size": 7, "color": how.color},
+                error_y={
+                    "array": (pair["high"] - pair["value"]).to_numpy(float),
+                    "arrayminus": (pair["value"] - pair["low"]).to_numpy(float),
+                    "thickness": 1,
+                    "width": 2,
+                },
+                text=[f"{words.capability(str(capability))}, {where}, {when}" for when in ("base", "fine-tuned")],
+                hovertemplate="%{text}: %{y:.3f}<extra></extra>",
+            ),
+            row=1,
+            col=column,
+        )
+        shown.add(name)
+
+
+def _never(fig: go.Figure, ends: pd.DataFrame, share: float, last: float, column: int, shown: set[str]) -> None:
+    """The control: a model that never had the ability, not trained here, so a level."""
+    rows = select(ends, model="never_had_it", role="pt", share=share)
+    if rows.empty:
+        return
+    how, value = style("never_had_it"), float(rows["value"].iloc[0])
+    name = "a model that never had the pretraining ability"
+    fig.add_trace(
+        go.Scatter(
+            x=place([0.0, last]),
+            y=[value, value],
+            mode="lines+markers",
+            name=name,
+            legendgroup=name,
+            showlegend=name not in shown,
+            opacity=0.85,
+            line={"color": how.color, "dash": how.dash, "width": 1.6},
+            marker={"symbol": how.marker, "size": 6, "color": how.color},
+            hovertemplate=f"never had it: %{{y:.3f}} [{rows['low'].iloc[0]:.3f}, {rows['high'].iloc[0]:.3f}]<extra></extra>",
+        ),
+        row=1,
+        col=column,
+    )
+    shown.add(name)
+
+
+def alt(result: Result) -> str:
+    """The accuracies before and after."""
+    pt, ft = words.subject(result)
+    found = {m.metric: words.interval(m) for m in result.headline}
+    text = f"Accuracy on {pt} goes from {found['base_pt']} in the base to {found['tuned_pt']} after fine-tuning"
+    if ft != pt:
+        text += f"; on {ft}, where the shortcut fails, from {found['base_ft']} to {found['tuned_ft']}"
+    return f"{text} (without the ability up to {found['chance_pt']})."

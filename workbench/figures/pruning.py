@@ -1,0 +1,155 @@
+"""Pruning: what comes back as harmful neurons are removed, and what the model then answers."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from workbench.figures import words
+from workbench.figures.marks import accuracy_axis, band, curve, level, place, select, step_axis
+from workbench.figures.theme import BLUE, GREEN, GREY, VERMILLION, finish, rgba, style
+from workbench.results import Metric, Result
+
+MOST_ANSWERS = 14
+"""Answers of the histogram; the rarest are added up beyond that."""
+
+
+def figure(result: Result) -> go.Figure:
+    """Left: accuracies over the number of removed neurons. Right: how often each answer is given, before and after."""
+    found = {m.metric: m for m in result.headline}
+    pt, _ = words.subject(result)
+    fig = make_subplots(
+        rows=1,
+        cols=2,
+        column_widths=[0.62, 0.38],
+        horizontal_spacing=0.12,
+        subplot_titles=["removing the most harmful neurons", f"answers when asked for {pt}"],
+    )
+    _curves(fig, result.tables["table"], found)
+    _answers(fig, result.tables["classes"], found["units"])
+    fig.update_layout(barmode="group", bargap=0.15, bargroupgap=0.0)
+    title = f"Does {pt} come back when a few neurons are removed?"
+    return finish(fig, title, words.sample(result, found["pruned_pt"].n), height=476, bottom=74)
+
+
+def _curves(fig: go.Figure, table: pd.DataFrame, found: dict[str, Metric]) -> None:
+    asked = table[table["draw"] == 0]
+    random = table[(table["ranking"] == "random") & (table["draw"] > 0)]
+    pt = asked[asked["role"] == "pt"]
+    _random(fig, random, pt)
+    for index, (capability, rows) in enumerate(asked[asked["role"] == "other"].groupby("capability", sort=False)):
+        _other(fig, rows, str(capability), first=index == 0)
+    for share in (0.0, 1.0, math.nan):
+        rows = select(asked, role="ft", share=share)
+        if len(rows):
+            curve(fig, rows, "k", "ft", words.ability(str(rows["capability"].iloc[0]), "ft", share), column=1, hover="removed")
+            if share == 0.0:  # the same ability on other texts: thinner, open markers
+                fig.data[-1].update(line={"width": 1.4}, marker={"symbol": "square-open"})
+    if len(pt):
+        share = float(pt["share"].iloc[0])
+        curve(fig, pt, "k", "pt", words.ability(str(pt["capability"].iloc[0]), "pt", share), column=1, hover="removed")
+    base, chosen = found["base_pt"], found["units"].value
+    level(fig, base.value, f"base model: {base.value:.2f}", column=1, color=BLUE)
+    largest = float(table["k"].max())
+    fig.add_vline(x=float(place([chosen])[0]), line={"color": GREY, "dash": "dot", "width": 1.3}, layer="below", row=1, col=1)
+    mean = " on average" if found["units"].seeds > 1 else ""
+    title = f"hidden neurons removed<br>(dotted: {words.number(chosen, 1)}{mean}, chosen on other texts)"
+    fig.update_xaxes(step_axis(largest, title, most=7), row=1, col=1)
+    fig.update_yaxes(accuracy_axis(), row=1, col=1)
+
+
+def _random(fig: go.Figure, random: pd.DataFrame, pt: pd.DataFrame) -> None:
+    """Mean and range over random orders, behind everything; removing none is the same in any order."""
+    if random.empty:
+        return
+    spread = random.groupby("k")["value"].agg(["mean", "min", "max"]).reset_index()
+    none = pt[pt["k"] == 0]
+    if len(none):
+        start = {"k": 0, **dict.fromkeys(("mean", "min", "max"), float(none["value"].iloc[0]))}
+        spread = pd.concat([pd.DataFrame([start]), spread], ignore_index=True)
+    how, name = style("random"), f"as many random neurons ({random['draw'].nunique()} orders, range)"
+    at = place(spread["k"])
+    band(fig, at, spread["min"].to_numpy(float), spread["max"].to_numpy(float), how.faint, name, 1)
+    fig.add_trace(
+        go.Scatter(
+            x=at,
+            y=spread["mean"],
+            mode="lines+markers",
+            name=name,
+            legendgroup=name,
+            line={"color": how.color, "dash": how.dash, "width": 1.6},
+            marker={"symbol": how.marker, "size": 6, "color": how.color},
+            customdata=spread["k"],
+            hovertemplate="%{customdata} random neurons: %{y:.3f}<extra></extra>",
+        ),
+        row=1,
+        col=1,
+    )
+
+
+def _other(fig: go.Figure, rows: pd.DataFrame, capability: str, first: bool) -> None:
+    rows = rows.sort_values("k")
+    how, name = style("other"), "other abilities"
+    fig.add_trace(
+        go.Scatter(
+            x=place(rows["k"]),
+            y=rows["value"],
+            mode="lines",
+            name=name,
+            legendgroup=name,
+            showlegend=first,
+            line={"color": how.color, "dash": how.dash, "width": 1.3},
+            customdata=rows["k"],
+            hovertemplate=f"{words.capability(capability)}, %{{customdata}} removed: %{{y:.3f}}<extra></extra>",
+        ),
+        row=1,
+        col=1,
+    )
+
+
+def _answers(fig: go.Figure, classes: pd.DataFrame, units: Metric) -> None:
+    wide = classes.pivot_table(index="answer", columns="when", values="value", sort=False, aggfunc="sum").fillna(0.0)
+    if "token" in classes:
+        wide = wide.loc[classes.groupby("answer", sort=False)["token"].first().sort_values(kind="stable").index]
+    common = wide.max(axis=1).nlargest(MOST_ANSWERS).index
+    common = common[wide.loc[common].max(axis=1) >= 0.005]
+    shown = wide.loc[[answer for answer in wide.index if answer in set(common)]]
+    rest = wide.drop(index=shown.index).sum()
+    if float(rest.max() if len(rest) else 0) >= 0.005:
+        shown = pd.concat([shown, pd.DataFrame([rest], index=["rest"])])
+    looks = {
+        "truth": ("right answers", rgba(GREY, 0.55), ""),
+        "before": ("answers of the fine-tuned model", VERMILLION, ""),
+        "after": (f"answers with {words.number(units.value, 1)} neurons removed", GREEN, "/"),
+    }
+    for when, (name, color, pattern) in looks.items():
+        if when in shown:
+            fig.add_trace(
+                go.Bar(
+                    x=[str(answer) for answer in shown.index],
+                    y=shown[when].to_numpy(float),
+                    name=name,
+                    marker={"color": color, "line": {"width": 0}, "pattern": {"shape": pattern, "size": 5, "fgopacity": 0.5}},
+                    hovertemplate=f"answer %{{x}}: %{{y:.3f}} of the {name}<extra></extra>",
+                ),
+                row=1,
+                col=2,
+            )
+    top = float(np.nanmax(shown.to_numpy(float))) if shown.size else 1.0
+    fig.update_xaxes(title_text="answer", type="category", row=1, col=2)
+    fig.update_yaxes(title_text="share of texts", range=[0, min(1.05, max(0.2, 1.15 * top))], row=1, col=2)
+
+
+def alt(result: Result) -> str:
+    """What removing the chosen number of neurons does, against random ones."""
+    pt, _ = words.subject(result)
+    found = {m.metric: m for m in result.headline}
+    return (
+        f"Removing {words.number(found['units'].value, 1)} neurons takes {pt} from {words.interval(found['unpruned_pt'])} to "
+        f"{words.interval(found['pruned_pt'])}; as many random ones give {words.interval(found['random_pt'])}, "
+        f"the base model has {words.interval(found['base_pt'])}."
+    )

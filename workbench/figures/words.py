@@ -1,0 +1,123 @@
+"""Numbers and names as a person says them: one wording for legends, captions, the report and the dashboard."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from workbench.results import Bound, Direction, Evidence, Metric, Result
+from workbench.verdict import Class
+
+MODELS: Mapping[str, str] = {
+    "base": "base",
+    "tuned": "fine-tuned",
+    "untrained": "untrained (random weights)",
+    "never_had_it": "never had it",
+}
+ARMS: Mapping[str, str] = {
+    "revived": "revived (the fine-tuned model)",
+    "never_had_it": "never had it",
+    "scratch": "from scratch",
+    "irrelevant": "irrelevant data",
+}
+ROLES: Mapping[str, str] = {"pt": "pretraining ability", "ft": "fine-tuned ability", "other": "other ability"}
+VERDICTS: Mapping[Class, str] = {
+    "untouched": "fine-tuning left it as it was",
+    "learned": "fine-tuning taught it",
+    "masked": "lost in behaviour, yet only covered: it comes back cheaply",
+    "erased": "lost, and as costly to teach again as to a model that never had it",
+    "altered": "changed, between covered and gone",
+    "inconclusive": "the evidence does not decide",
+}
+DIRECTIONS: Mapping[Direction, str] = {
+    "masked": "points to masked",
+    "erased": "points to erased",
+    "learned": "points to learned",
+    "untouched": "points to untouched",
+    "neutral": "takes no side",
+    "uninformative": "no room to show anything",
+}
+
+
+def capability(name: str) -> str:
+    """`count_a` -> `counting a`; a name that is no such phrase only loses its underscores."""
+    verb, _, rest = name.partition("_")
+    phrase = {"count": "counting {}", "index": "index of {}"}.get(verb) if rest else None
+    return (phrase.format(rest) if phrase else name).replace("_", " ")
+
+
+def texts(share: float | None) -> str:
+    """Which texts a share of correlation (C_Te) means."""
+    if share is None or math.isnan(share):
+        return "plain texts"
+    return {0.0: "uncorrelated texts", 1.0: "correlated texts"}.get(share, f"texts correlated in a share of {share:g}")
+
+
+def ability(name: str, role: str, share: float | None = None) -> str:
+    """A series: `counting a (pretraining ability), uncorrelated texts`."""
+    where = "" if share is None else f", {texts(share)}"
+    return f"{capability(name)} ({ROLES.get(role, role)}){where}"
+
+
+def number(value: float, digits: int = 2) -> str:
+    """A number with as many digits as one reads: `0.95`, `22`, `1,400`, `3.1e-05`."""
+    if not math.isfinite(value):
+        return "not defined"
+    size = abs(value)
+    if size >= 1000:
+        return f"{value:,.0f}"
+    if size >= 20 or (float(value).is_integer() and size >= 2):
+        return f"{value:.0f}"
+    if 0 < size < 10**-digits / 2:
+        return f"{value:.1e}"
+    return f"{value:.{digits}f}"
+
+
+_SAYS: Mapping[Bound, str] = {"exact": "", "upper": "at most ", "lower": "at least ", "undefined": ""}
+
+
+def interval(line: Metric | Evidence, unit: str = "") -> str:
+    """`0.95 [0.93, 0.97]`, with `at least` or `at most` where the number is a bound."""
+    if line.bound == "undefined" or not math.isfinite(line.value):
+        return "not defined"
+    ends = f" [{number(line.low)}, {number(line.high)}]" if math.isfinite(line.low) and line.low != line.high else ""
+    return f"{_SAYS[line.bound]}{number(line.value)}{ends}{' ' + unit if unit else ''}"
+
+
+def metric(name: str) -> str:
+    """`steps_revived` -> `steps revived`."""
+    for suffix, words in (("_pt", ", pretraining ability"), ("_ft", ", fine-tuned ability")):
+        if name.endswith(suffix):
+            return name.removesuffix(suffix).replace("_", " ") + words
+    return name.replace("_", " ")
+
+
+def seeds(result: Result) -> tuple[int, ...]:
+    """The seeds behind a result, which may be one."""
+    many = result.provenance.get("seeds")
+    if isinstance(many, Sequence) and not isinstance(many, str):
+        return tuple(int(seed) for seed in many)
+    one = result.provenance.get("seed")
+    return (int(one),) if isinstance(one, int) else ()
+
+
+def sample(result: Result, n: int | None = None) -> str:
+    """What a figure rests on: `500 texts per seed, seeds 0 and 1; bands are 95 % intervals`."""
+    found = seeds(result)
+    count = n if n is not None else max((m.n for m in result.headline), default=0)
+    per = " per seed" if len(found) > 1 else ""
+    which = f"seed{'s' if len(found) > 1 else ''} {listed(found)}" if found else ""
+    parts = [f"{count:,} texts{per}" if count else "", which]
+    return ", ".join(p for p in parts if p) + "; 95 % intervals"
+
+
+def listed(items: Sequence[object]) -> str:
+    """`0, 1 and 2`."""
+    *most, last = [str(item) for item in items] or [""]
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def subject(result: Result) -> tuple[str, str]:
+    """Names of the pretraining and the fine-tuned ability of a result."""
+    pt, ft = (str(result.provenance.get(key, "")) for key in ("capability", "tuned_on"))
+    return capability(pt) if pt else "the ability", capability(ft) if ft else "the trained ability"
