@@ -32,8 +32,10 @@ def execute(
     """Do a stage's work unless its run is done; continue one that was cut short.
 
     Raises:
-        UserError: bad input, a diverged training, a full disk, or another process on the same run.
+        UserError: bad input, a parent that is not done, a diverged training, a full disk, or another process on the same run.
     """
+    for key in stage.parents:
+        _parent(store, key)  # half a parent would give a whole result under the right key
     extra = {"seed": stage.seed, "device": device, "dtype": "float32"}
     with store.write(study, stage.name, stage.kind, stage.key, stage.spec, stage.parents, extra) as writer:
         if writer.already_done:
@@ -139,6 +141,8 @@ class _Recorder:
 
     def grid(self, step: int, model: PreTrainedModel, state: Callable[[], TrainingState], last: bool) -> bool:
         """Evaluate (on the grid) and save; True once the stop rule holds."""
+        if step == self.saved:  # interrupted before any further step: all of this is done
+            return False
         stop = False
         if step in self.grid_steps:
             self._evaluate(step, model)
@@ -167,23 +171,32 @@ class _Recorder:
 
     def _save(self, step: int, model: PreTrainedModel, state: TrainingState | None) -> None:
         from workbench.models.checkpoints import save_model
-        from workbench.training.state import REST, TENSORS, save_state
+        from workbench.training.state import save_state
 
         with self.writer.checkpoint(step) as folder:
             save_model(model, folder)
             if state is not None:
                 save_state(state, folder)
-        # Only the newest checkpoint needs an optimizer state, and one off the grid was made only to resume from.
-        if self.saved is not None and self.saved not in self.grid_steps:
-            self.writer.drop_checkpoint(self.saved)
-        elif self.saved is not None:
-            for file in (REST, TENSORS):
-                self.writer.drop_checkpoint(self.saved, file)
+        if self.saved is not None:
+            self._lighten(self.saved)
         self.saved = step
+
+    def _lighten(self, step: int) -> None:
+        """Only the newest checkpoint needs an optimizer state, and one off the grid was made only to resume from."""
+        from workbench.training.state import REST, TENSORS
+
+        if step in self.grid_steps:
+            for file in (REST, TENSORS):
+                self.writer.drop_checkpoint(step, file)
+        else:
+            self.writer.drop_checkpoint(step)
 
     def restore(self, step: int) -> None:
         """Take up where a killed run was: the newest checkpoint and the stop rule's count."""
         self.saved = step
+        for checkpoint in self.writer.run.checkpoints:  # a kill may have come between a save and what it makes needless
+            if checkpoint.step != step:
+                self._lighten(checkpoint.step)
         rule = self.stage.spec["stop"]
         if rule:
             _, capability, share, _ = self.sets[0]

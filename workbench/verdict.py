@@ -6,6 +6,7 @@ other analysis supports or contradicts. An interval that crosses a threshold mak
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -66,7 +67,7 @@ def judge_kept(results: Mapping[str, Result], capability: str) -> tuple[Class, s
     if "revival" not in results:
         return "inconclusive", f"{was}, but no reverse fine-tuning with a model that never had it was run."
     verdict, how = _by_ratio(results["revival"])
-    against = _contradiction(verdict, results)
+    against = _contradiction(verdict, results, capability)
     if against:
         return "inconclusive", f"{was}; {how}, but {against.analysis} contradicts: {against.text}"
     return verdict, f"{was}; {how}."
@@ -133,11 +134,12 @@ def _by_ratio(revival: Result) -> tuple[Class, str]:
     return "inconclusive", f"{how}: {why}"
 
 
-def _contradiction(verdict: Class, results: Mapping[str, Result]) -> Evidence | None:
-    """The first informative line of another analysis that points to the opposite of what revival says."""
+def _contradiction(verdict: Class, results: Mapping[str, Result], capability: str) -> Evidence | None:
+    """The first line of another analysis on the same ability that points to the opposite of what revival says."""
     opposite = {"masked": "erased", "erased": "masked"}.get(verdict)
     lines = (line for name, result in results.items() if name not in ("behaviour", "revival") for line in result.evidence)
-    return next((line for line in lines if line.direction == opposite), None)
+    about = (line for line in lines if line.capability in ("", capability))
+    return next((line for line in about if line.direction == opposite), None)
 
 
 def as_json(study: str, verdicts: Sequence[Verdict]) -> dict[str, object]:
@@ -161,5 +163,5 @@ def as_json(study: str, verdicts: Sequence[Verdict]) -> dict[str, object]:
 
 
 def _plain(value: object) -> object:
-    """JSON has no NaN."""
-    return None if isinstance(value, float) and value != value else value
+    """JSON has neither NaN nor infinities."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -31,7 +31,9 @@ def main() -> None:
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(2)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as end:
+        if isinstance(end, SystemExit) and end.code != 130:  # Typer turns Ctrl-C into this code without a word
+            raise
         sys.stderr.write("stopped; finished work is kept, and the same command goes on from there.\n")
         sys.exit(130)
     except BrokenPipeError:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -16,6 +17,7 @@ from workbench.errors import UserError
 if TYPE_CHECKING:
     from workbench.runs import Store
 
+MOST_SEEDS = 10_000
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 StorePath = Annotated[Path | None, typer.Option("--store", help="Run store; WORKBENCH_HOME or ./runs when absent.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one value; may be repeated.")]
@@ -30,8 +32,16 @@ def open_store(path: Path | None) -> Store:
 
 
 def print_json(value: Any) -> None:
-    """JSON on standard output."""
-    sys.stdout.write(json.dumps(value, indent=1, allow_nan=False) + "\n")
+    """Strict JSON on standard output: what was not measured is null."""
+    sys.stdout.write(json.dumps(_finite(value), indent=1, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in cast(Mapping[str, Any], value).items()}
+    return [_finite(item) for item in cast(list[Any], value)] if isinstance(value, list | tuple) else value
 
 
 def say(text: str = "") -> None:
@@ -43,7 +53,7 @@ def parse_seeds(text: str | None) -> list[int] | None:
     """Seeds from `0,1,2` or `0-4`.
 
     Raises:
-        UserError: neither form.
+        UserError: neither form, or more than anyone means.
     """
     if text is None:
         return None
@@ -53,6 +63,8 @@ def parse_seeds(text: str | None) -> list[int] | None:
         if not match:
             raise UserError(f"--seeds {text!r} is not a list of seeds; write 0,1,2 or 0-4.")
         first, last = int(match[1]), int(match[2] or match[1])
+        if last - first >= MOST_SEEDS:
+            raise UserError(f"--seeds {text!r} names {last - first + 1} seeds; {MOST_SEEDS} are the most.")
         seeds += range(first, last + 1)
     if not seeds:
         raise UserError(f"--seeds {text!r} names no seed; write 0,1,2 or 0-4.")

@@ -190,7 +190,9 @@ def new(
     if path.exists():
         raise UserError(f"{path} exists already; choose another name or remove it.")
     load_study(source)
-    text = re.sub(r"^study:.*$", f"study: {name}", read_study(source), count=1, flags=re.MULTILINE)
+    text, found = re.subn(r"^study:.*$", f"study: {name}", read_study(source), count=1, flags=re.MULTILINE)
+    if not found:
+        raise UserError(f"{source} has no line that begins with 'study:'; write its name on such a line.")
     path.write_text(f"# yaml-language-server: $schema=./{SCHEMA_FILE}\n{text}")
     _write_schema(Path(SCHEMA_FILE))
     say(f"wrote {path} (edit it, then: workbench study run {path}) and {SCHEMA_FILE} (completion in editors)")

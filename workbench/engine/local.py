@@ -9,13 +9,16 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from multiprocessing import connection, resource_tracker
 from pathlib import Path
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import Any, Protocol
 
 from workbench.errors import UserError
@@ -152,7 +155,7 @@ def _pooled(schedule: _Schedule, store: Store, study: str, device: str, reporter
         while True:
             while idle and (stage := schedule.next()):
                 slot = idle.pop(0)
-                running[pools[slot].submit(_work, stage, store.root, study, device)] = (stage, slot)
+                running[_submit(pools, slot, stage, store.root, study, device)] = (stage, slot)
                 reporter.started(stage)
             if not running:
                 return
@@ -170,12 +173,20 @@ def _pooled(schedule: _Schedule, store: Store, study: str, device: str, reporter
                     schedule.fail(stage, reason)
                 reporter.ended(stage, reason)
             reporter.tick([stage for stage, _ in running.values()])
-    except KeyboardInterrupt:
+    except BaseException:
         _interrupt(pools, running)
         raise
     finally:
-        for pool in pools:
-            pool.shutdown(wait=False, cancel_futures=True)
+        _close(pools)
+
+
+def _submit(pools: list[ProcessPoolExecutor], slot: int, *work: Any) -> Future[str | None]:
+    try:
+        return pools[slot].submit(_work, *work)
+    except BrokenProcessPool:  # its process died while it had nothing to do
+        _close([pools[slot]])
+        pools[slot] = _pool()
+        return pools[slot].submit(_work, *work)
 
 
 def _outcome(future: Future[str | None]) -> str | None:
@@ -188,16 +199,25 @@ def _outcome(future: Future[str | None]) -> str | None:
 
 
 def _interrupt(pools: Sequence[ProcessPoolExecutor], running: dict[Future[str | None], Any]) -> None:
-    """Ask the workers to save and stop; those that do not in time are killed, which loses work but damages nothing."""
+    """Ask the workers to save and stop; those that do not in time, or before a second Ctrl-C, lose work but damage nothing."""
     processes = [process for pool in pools for process in _processes(pool)]
-    for process in processes:
-        process.terminate()
-    deadline = time.monotonic() + GRACE_SECONDS
-    wait(running, timeout=GRACE_SECONDS)
-    for process in processes:
-        process.join(max(0.1, deadline - time.monotonic()) if process.is_alive() and running else 0.1)
-        if process.is_alive():
+    try:
+        for process in processes:
+            process.terminate()
+        wait(running, timeout=GRACE_SECONDS)
+    finally:
+        for process in processes:
             process.kill()
+
+
+def _close(pools: Sequence[ProcessPoolExecutor]) -> None:
+    """End the pools and wait for the threads that manage them, which else race with the end of the interpreter."""
+    threads: list[Any] = [pool._executor_manager_thread for pool in pools]  # pyright: ignore[reportPrivateUsage]
+    for pool in pools:
+        pool.shutdown(wait=False, cancel_futures=True)
+    for thread in threads:
+        if thread is not None:
+            thread.join()
 
 
 def _processes(pool: ProcessPoolExecutor) -> list[Any]:
@@ -211,16 +231,41 @@ def cores() -> int:
 
 def _pool() -> ProcessPoolExecutor:
     # Spawned, not forked: a forked copy of a process with torch threads can hang.
-    with _environment(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false"):
-        pool = ProcessPoolExecutor(
-            1, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(os.getpid(),)
-        )
-        pool.submit(int)  # starts the process now, under this environment
+    resource_tracker.ensure_running()  # it would unblock the signal that is held below
+    with ExitStack() as held:
+        held.enter_context(_environment(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false"))
+        held.enter_context(_no_script())
+        held.enter_context(_no_interrupt())
+        pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker)
+        pool.submit(int)  # starts the process now, under all of this
         return pool
 
 
 @contextmanager
-def _environment(**values: str) -> Any:
+def _no_script() -> Generator[None]:
+    """Workers need nothing of the user's script, which spawning would run once more in each."""
+    script, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = script
+
+
+@contextmanager
+def _no_interrupt() -> Generator[None]:
+    """Hold Ctrl-C back, also in a process that is started here, until it has a handler."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _environment(**values: str) -> Generator[None]:
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -234,45 +279,60 @@ def _environment(**values: str) -> Any:
 
 
 class _Worker:
-    """State of a worker process: who started it, and whether it was asked to stop."""
+    """State of a worker process: what it does, and whether it was asked to stop."""
 
-    parent = 0
+    ready = False
     stopping = False
     training = False
 
     @classmethod
     def should_stop(cls) -> bool:
-        # A worker whose parent was killed saves and stops too, so that the study can be started again.
-        return cls.stopping or os.getppid() != cls.parent
+        return cls.stopping
 
 
-def _start_worker(parent: int) -> None:
-    import torch
-
-    _Worker.parent = parent
-    torch.set_num_threads(1)
+def _start_worker() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _asked_to_stop)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    import torch
+
+    torch.set_num_threads(1)
+    _Worker.ready = True
 
 
 def _asked_to_stop(number: int, frame: FrameType | None) -> None:
-    _Worker.stopping = True
-    if not _Worker.training:
+    if not _Worker.ready:
+        os._exit(1)
+    again, _Worker.stopping = _Worker.stopping, True
+    if not (_Worker.training or again):
         raise SystemExit(1)
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed saves and ends, so that the study can be started again."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    _Worker.stopping = True
+    deadline = time.monotonic() + GRACE_SECONDS
+    while _Worker.training and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os._exit(1)
 
 
 def _work(stage: Stage, root: Path, study: str, device: str) -> str | None:
     """Execute a stage in a worker; returns the reason of a failure, so that no exception has to cross processes."""
     from workbench.stages import execute
 
-    _Worker.training = stage.kind != "analyse"
-    stop: Callable[[], bool] = _Worker.should_stop
+    _Worker.stopping, _Worker.training = False, stage.kind != "analyse"
     try:
-        execute(stage, Store(root), study, device, stop)
+        execute(stage, Store(root), study, device, _Worker.should_stop)
     except UserError as error:
         return str(error)
-    except KeyboardInterrupt:
-        return "interrupted; its last step is saved"
+    except (KeyboardInterrupt, SystemExit):
+        return "its worker process was asked to stop; what is saved is kept"
     finally:
-        _Worker.training = False
+        _Worker.stopping = _Worker.training = False
     return None

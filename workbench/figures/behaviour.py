@@ -9,7 +9,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from workbench.figures import words
-from workbench.figures.marks import accuracy_axis, curve, distinct_shares, levels, place, select, step_axis
+from workbench.figures.marks import accuracy_axis, curve, levels, place, step_axis
+from workbench.figures.tables import distinct_shares, first, groups, keep, largest, select, values
 from workbench.figures.theme import STYLES, finish, style
 from workbench.results import Result
 
@@ -19,11 +20,11 @@ def figure(result: Result) -> go.Figure:
     table, ends = result.tables["table"], result.tables["endpoints"]
     pt, ft = words.subject(result)
     source = table if len(table) else ends
-    main = source[source["role"] != "other"]
+    main = keep(source, source["role"] != "other")
     shares = distinct_shares(main if len(main) else source) or [math.nan]
     titles = [words.texts(share) + (f" (C_Te = {share:g})" if math.isfinite(share) else "") for share in shares]
     fig = make_subplots(rows=1, cols=len(shares), subplot_titles=titles, shared_yaxes=True, horizontal_spacing=0.05)
-    last = float(table["step"].max()) if len(table) else 1.0
+    last = largest(table, "step", 1.0)
     shown: set[str] = set()
     for column, share in enumerate(shares, start=1):
         levels(fig, _floors(result, share), column)
@@ -32,7 +33,7 @@ def figure(result: Result) -> go.Figure:
         for role in ("ft", "pt"):
             rows = select(table, role=role, share=share) if len(table) else _two_steps(select(ends, role=role, share=share))
             if len(rows):
-                name = words.ability(str(rows["capability"].iloc[0]), role)
+                name = words.ability(str(first(rows, "capability")), role)
                 curve(fig, rows, "step", role, name, column=column, legend=name not in shown)
                 shown.add(name)
         axis = step_axis(last, "fine-tuning step", most=6 if len(shares) > 1 else 8)
@@ -40,14 +41,15 @@ def figure(result: Result) -> go.Figure:
             axis |= {"tickvals": [0, float(place([1])[0])], "ticktext": ["before", "after"], "title": {"text": "fine-tuning"}}
         fig.update_xaxes(axis, row=1, col=column)
         fig.update_yaxes(accuracy_axis() if column == 1 else accuracy_axis(""), row=1, col=column)
-    n = int(ends["n"].max() / max(1, len(words.seeds(result)))) if len(ends) else None
+    n = int(largest(ends, "n") / max(1, len(words.seeds(result))))
     title = f"Fine-tuning on {ft}: what becomes of {pt}" if pt != ft else f"What fine-tuning does to {pt}"
     return finish(fig, title, words.sample(result, n))
 
 
 def _two_steps(ends: pd.DataFrame) -> pd.DataFrame:
     """Without evaluations along the way there are two points: the base model and the tuned one."""
-    return ends[ends["model"].isin(["base", "tuned"])].assign(step=lambda t: (t["model"] == "tuned").astype(int))
+    rows = keep(ends, ends["model"].isin(["base", "tuned"]))
+    return rows.assign(step=(rows["model"] == "tuned").astype(int))
 
 
 def _floors(result: Result, share: float) -> list[tuple[float, str]]:
@@ -59,7 +61,7 @@ def _floors(result: Result, share: float) -> list[tuple[float, str]]:
     for role in ("pt", "ft"):
         rows = select(chance, role=role, share=share)
         if len(rows):
-            best = float(rows["value"].max())
+            best = largest(rows, "value")
             out.append((best, f"no ability: {best:.2f}"))
     return out
 
@@ -69,19 +71,19 @@ def _others(
 ) -> None:
     """Abilities that fine-tuning should have left alone, from the base model (left end) to the tuned one (right end)."""
     how, name = STYLES["other"], "other abilities, before and after"
-    others = ends[ends["role"] == "other"]
+    others = select(ends, role="other")
     here = select(others, share=share)
     if with_plain and math.isfinite(share):
         here = pd.concat([here, select(others, share=math.nan)])
-    for (capability, _), rows in here.groupby(["capability", "share"], dropna=False, sort=False):
+    for (capability, _), rows in groups(here, "capability", "share"):
         pair = _two_steps(rows).sort_values("step")
         if len(pair) != 2:
             continue
-        where = words.texts(float(pair["share"].iloc[0]))
+        where = words.texts(float(first(pair, "share")))
         fig.add_trace(
             go.Scatter(
                 x=place([0.0, last]),
-                y=pair["value"].to_numpy(float),
+                y=values(pair, "value"),
                 mode="lines+markers",
                 name=name,
                 legendgroup=name,
@@ -90,8 +92,8 @@ def _others(
                 line={"color": how.color, "dash": how.dash, "width": 1.2},
                 marker={"symbol": how.marker, "size": 7, "color": how.color},
                 error_y={
-                    "array": (pair["high"] - pair["value"]).to_numpy(float),
-                    "arrayminus": (pair["value"] - pair["low"]).to_numpy(float),
+                    "array": values(pair, "high") - values(pair, "value"),
+                    "arrayminus": values(pair, "value") - values(pair, "low"),
                     "thickness": 1,
                     "width": 2,
                 },
@@ -109,7 +111,7 @@ def _never(fig: go.Figure, ends: pd.DataFrame, share: float, last: float, column
     rows = select(ends, model="never_had_it", role="pt", share=share)
     if rows.empty:
         return
-    how, value = style("never_had_it"), float(rows["value"].iloc[0])
+    how, value = style("never_had_it"), float(first(rows, "value"))
     name = "a model that never had the pretraining ability"
     fig.add_trace(
         go.Scatter(
@@ -122,7 +124,7 @@ def _never(fig: go.Figure, ends: pd.DataFrame, share: float, last: float, column
             opacity=0.85,
             line={"color": how.color, "dash": how.dash, "width": 1.6},
             marker={"symbol": how.marker, "size": 6, "color": how.color},
-            hovertemplate=f"never had it: %{{y:.3f}} [{rows['low'].iloc[0]:.3f}, {rows['high'].iloc[0]:.3f}]<extra></extra>",
+            hovertemplate=f"never had it: %{{y:.3f}} [{first(rows, 'low'):.3f}, {first(rows, 'high'):.3f}]<extra></extra>",
         ),
         row=1,
         col=column,

@@ -8,7 +8,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from workbench.figures import words
-from workbench.figures.marks import place, step_axis
+from workbench.figures.marks import accuracy_axis, place, step_axis
+from workbench.figures.tables import groups, keep, largest, values
 from workbench.figures.theme import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION, finish
 
 MOST_POINTS = 2000
@@ -23,12 +24,12 @@ def metrics(frame: pd.DataFrame) -> go.Figure:
     Args:
         frame: long, with columns `step`, `split`, `name`, `value`.
     """
-    groups = _panels(frame)
-    fig = make_subplots(rows=max(1, len(groups)), cols=1, shared_xaxes=True, vertical_spacing=0.09 if len(groups) < 4 else 0.05)
-    last = float(frame["step"].max()) if len(frame) else 1.0
+    panels = _panels(frame)
+    fig = make_subplots(rows=max(1, len(panels)), cols=1, shared_xaxes=True, vertical_spacing=0.09 if len(panels) < 4 else 0.05)
+    last = largest(frame, "step", 1.0)
     thinned = False
-    for row, (label, rows) in enumerate(groups.items(), start=1):
-        for index, ((split, name), series) in enumerate(rows.groupby(["split", "name"], sort=False)):
+    for row, (label, rows) in enumerate(panels.items(), start=1):
+        for index, ((split, name), series) in enumerate(groups(rows, "split", "name")):
             points = _thin(series.sort_values("step"))
             thinned |= len(points) < len(series)
             color, dash = _LOOKS[index % len(_LOOKS)]
@@ -47,11 +48,13 @@ def metrics(frame: pd.DataFrame) -> go.Figure:
                 row=row,
                 col=1,
             )
-        fig.update_yaxes(title_text=label, row=row, col=1, zeroline=False)
-        title = "training step" if row == len(groups) else ""
-        fig.update_xaxes(step_axis(last, title, most=10), showticklabels=row == len(groups), row=row, col=1)
+        fig.update_yaxes(title_text=label, row=row, col=1, zeroline=False, exponentformat="power")
+        if label == "accuracy":
+            fig.update_yaxes(accuracy_axis("accuracy"), row=row, col=1)
+        title = "training step" if row == len(panels) else ""
+        fig.update_xaxes(step_axis(last, title, most=10), showticklabels=row == len(panels), row=row, col=1)
     said = f"{int(last):,} steps" + (f"; thinned to {MOST_POINTS:,} points a series" if thinned else "")
-    return finish(fig, "Training", said if len(frame) else "nothing was recorded yet", height=150 + 170 * max(1, len(groups)))
+    return finish(fig, "Training", said if len(frame) else "nothing was recorded yet", height=150 + 170 * max(1, len(panels))).update_layout(margin_l=84)
 
 
 def _panels(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -59,7 +62,7 @@ def _panels(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
     label = frame["name"].map(
         lambda n: "accuracy" if str(n).startswith("accuracy") else UNITS.get(str(n), words.metric(str(n)))
     )
-    return {str(key): frame[label == key] for key in dict.fromkeys(label)}
+    return {str(key): keep(frame, label == key) for key in dict.fromkeys(label)}
 
 
 def _series(split: str, name: str) -> str:
@@ -81,8 +84,8 @@ def _thin(series: pd.DataFrame) -> pd.DataFrame:
 def alt(frame: pd.DataFrame) -> str:
     """First and last value of each metric."""
     said: list[str] = []
-    for (split, name), series in frame.groupby(["split", "name"], sort=False):
-        ends = series.sort_values("step")["value"]
+    for (split, name), series in groups(frame, "split", "name"):
+        ends = values(series.sort_values("step"), "value")
         what = _series(str(split), str(name)) if str(name).startswith("accuracy") else UNITS.get(str(name), str(name))
-        said.append(f"{what} from {words.number(float(ends.iloc[0]))} to {words.number(float(ends.iloc[-1]))}")
+        said.append(f"{what} from {words.number(float(ends[0]))} to {words.number(float(ends[-1]))}")
     return f"Training curves: {'; '.join(said[:6]) or 'nothing recorded yet'}."

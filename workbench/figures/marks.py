@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from workbench.figures.tables import values
 from workbench.figures.theme import GREY, style
 
 ACCURACY = "accuracy (share of answers right)"
@@ -80,15 +81,15 @@ def curve(
     if table.empty:
         return
     rows = table.sort_values(x)
-    at = place(rows[x]) if log else rows[x].to_numpy(dtype=float)
+    at = place(rows[x]) if log else values(rows, x)
     how = style(look)
-    where = {} if column is None else {"row": 1, "col": column}
+    where: dict[str, Any] = {} if column is None else {"row": 1, "col": column}
     group = group or name
-    band(fig, at, rows["low"].to_numpy(float), rows["high"].to_numpy(float), how.faint, group, column)
+    band(fig, at, values(rows, "low"), values(rows, "high"), how.faint, group, column)
     fig.add_trace(
         go.Scatter(
             x=at,
-            y=rows["value"].to_numpy(float),
+            y=values(rows, "value"),
             mode="lines+markers",
             name=name,
             legendgroup=group,
@@ -111,7 +112,7 @@ def band(
     known = np.isfinite(low) & np.isfinite(high)
     if known.sum() < 2:
         return
-    where = {} if column is None else {"row": 1, "col": column}
+    where: dict[str, Any] = {} if column is None else {"row": 1, "col": column}
     fig.add_trace(
         go.Scatter(
             x=np.concatenate([at[known], at[known][::-1]]),
@@ -133,7 +134,7 @@ def level(fig: go.Figure, y: float, text: str, *, column: int | None = None, col
     if not math.isfinite(y):
         return
     # A panel that is still empty must get its line too: lines are drawn first, to lie behind.
-    where = {} if column is None else {"row": 1, "col": column, "exclude_empty_subplots": False}
+    where: dict[str, Any] = {} if column is None else {"row": 1, "col": column, "exclude_empty_subplots": False}
     fig.add_hline(y=y, line={"color": color, "dash": "dot", "width": 1.3}, layer="below", **where)
     axis = "" if column in (None, 1) else str(column)
     fig.add_annotation(
@@ -157,18 +158,3 @@ def levels(fig: go.Figure, lines: Sequence[tuple[float, str]], column: int | Non
         level(fig, near[0][0], "; ".join(dict.fromkeys(text for _, text in near)), column=column)
         for y, _ in near[1:]:
             level(fig, y, "", column=column)
-
-
-def select(table: pd.DataFrame, **equal: Any) -> pd.DataFrame:
-    """Rows in which the columns have these values; NaN means NaN."""
-    keep = np.ones(len(table), dtype=bool)
-    for name, value in equal.items():
-        missing = isinstance(value, float) and math.isnan(value)
-        keep &= table[name].isna().to_numpy() if missing else (table[name] == value).to_numpy()
-    return table[keep]
-
-
-def distinct_shares(table: pd.DataFrame) -> list[float]:
-    """The values of the column `share`, in order, NaN last."""
-    found = sorted({float(v) for v in table["share"].dropna()})
-    return [*found, math.nan] if bool(table["share"].isna().any()) else found

@@ -7,7 +7,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from workbench.figures import words
-from workbench.figures.marks import accuracy_axis, band, curve, levels, select
+from workbench.figures.marks import accuracy_axis, band, curve, levels
+from workbench.figures.tables import distinct, largest, select, values
 from workbench.figures.theme import finish, style
 from workbench.results import Result
 
@@ -30,12 +31,12 @@ def figure(result: Result) -> go.Figure:
     for column, (target, prompt) in enumerate(panels, start=1):
         rows = select(table, target=target, prompt=prompt)
         levels(fig, _chance(result, str(target), str(prompt)), column)
-        _shuffled(fig, rows[rows["labels"] == "shuffled"], column)
+        _shuffled(fig, select(rows, labels="shuffled"), column)
         for model in MODELS:
             one = select(rows, model=model, labels="true")
             name = words.MODELS[model] + (" model" if model in ("base", "tuned") else "")
             curve(fig, one, "point", model, name, log=False, column=column, legend=column == 1, hover="residual point")
-        points = sorted(int(p) for p in rows["point"].unique())
+        points = sorted(int(p) for p in distinct(rows, "point"))
         fig.update_xaxes(
             title_text="residual stream after block" if column == (len(panels) + 1) // 2 else "",
             tickvals=points,
@@ -47,8 +48,7 @@ def figure(result: Result) -> go.Figure:
         )
         axis = accuracy_axis("probe accuracy (share of labels right)")
         fig.update_yaxes({**axis, "title": {"text": ""}} if column > 1 else axis, row=1, col=column)
-    seeds = max(1, len(words.seeds(result)))
-    n = int(table["n"].max() / seeds) if len(table) else None
+    n = int(largest(table, "n") / max(1, len(words.seeds(result))))
     return finish(fig, f"Can {pt} still be read from the model?", words.sample(result, n), top=108)
 
 
@@ -62,7 +62,8 @@ def _chance(result: Result, target: str, prompt: str) -> list[tuple[float, str]]
     if chance is None or chance.empty:
         return []
     rows = select(chance, target=target, prompt=prompt)
-    return [(float(rows["value"].max()), f"chance: {rows['value'].max():.2f}")] if len(rows) else []
+    best = largest(rows, "value")
+    return [(best, f"chance: {best:.2f}")] if len(rows) else []
 
 
 def _shuffled(fig: go.Figure, rows: pd.DataFrame, column: int) -> None:
@@ -71,8 +72,8 @@ def _shuffled(fig: go.Figure, rows: pd.DataFrame, column: int) -> None:
         return
     spread = rows.groupby("point").agg(value=("value", "mean"), low=("low", "min"), high=("high", "max")).reset_index()
     how, name = style("shuffled"), "shuffled labels (all models)"
-    at = spread["point"].to_numpy(float)
-    band(fig, at, spread["low"].to_numpy(float), spread["high"].to_numpy(float), how.faint, name, column)
+    at = values(spread, "point")
+    band(fig, at, values(spread, "low"), values(spread, "high"), how.faint, name, column)
     fig.add_trace(
         go.Scatter(
             x=at,
@@ -95,9 +96,8 @@ def alt(result: Result) -> str:
     """Probe accuracies of base, tuned and untrained model at the chosen point."""
     pt, _ = words.subject(result)
     table = result.table
-    rows = table[(table["prompt"] == "matching") & (table["labels"] == "true")]
-    if "role" in rows:
-        rows = rows[rows["role"] == "pt"]
-    last = rows[rows["point"] == rows["point"].max()]
+    target = result.provenance.get("capability", distinct(table, "target")[0] if len(table) else "")
+    rows = select(table, target=target, prompt="matching", labels="true")
+    last = select(rows, point=largest(rows, "point"))
     said = [f"{words.MODELS[str(m)]} {v:.2f}" for m, v in zip(last["model"], last["value"], strict=True)]
     return f"A linear probe for {pt} at the last residual point is right in a share of: {', '.join(said)}."

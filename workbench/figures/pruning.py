@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from workbench.figures import words
-from workbench.figures.marks import accuracy_axis, band, curve, level, place, select, step_axis
+from workbench.figures.marks import accuracy_axis, band, curve, level, place, step_axis
+from workbench.figures.tables import first, groups, keep, largest, select, values
 from workbench.figures.theme import BLUE, GREEN, GREY, VERMILLION, finish, rgba, style
 from workbench.results import Metric, Result
 
@@ -37,28 +39,29 @@ def figure(result: Result) -> go.Figure:
 
 
 def _curves(fig: go.Figure, table: pd.DataFrame, found: dict[str, Metric]) -> None:
-    asked = table[table["draw"] == 0]
-    random = table[(table["ranking"] == "random") & (table["draw"] > 0)]
-    pt = asked[asked["role"] == "pt"]
+    asked = select(table, draw=0)
+    random = keep(table, table["draw"] > 0)
+    pt = select(asked, role="pt")
     _random(fig, random, pt)
-    for index, (capability, rows) in enumerate(asked[asked["role"] == "other"].groupby("capability", sort=False)):
+    for index, ((capability, _), rows) in enumerate(groups(select(asked, role="other"), "capability", "share")):
         _other(fig, rows, str(capability), first=index == 0)
     for share in (0.0, 1.0, math.nan):
         rows = select(asked, role="ft", share=share)
         if len(rows):
-            curve(fig, rows, "k", "ft", words.ability(str(rows["capability"].iloc[0]), "ft", share), column=1, hover="removed")
+            curve(fig, rows, "k", "ft", words.ability(str(first(rows, "capability")), "ft", share), column=1, hover="removed")
             if share == 0.0:  # the same ability on other texts: thinner, open markers
                 fig.data[-1].update(line={"width": 1.4}, marker={"symbol": "square-open"})
     if len(pt):
-        share = float(pt["share"].iloc[0])
-        curve(fig, pt, "k", "pt", words.ability(str(pt["capability"].iloc[0]), "pt", share), column=1, hover="removed")
+        share = float(first(pt, "share"))
+        curve(fig, pt, "k", "pt", words.ability(str(first(pt, "capability")), "pt", share), column=1, hover="removed")
     base, chosen = found["base_pt"], found["units"].value
     level(fig, base.value, f"base model: {base.value:.2f}", column=1, color=BLUE)
-    largest = float(table["k"].max())
-    fig.add_vline(x=float(place([chosen])[0]), line={"color": GREY, "dash": "dot", "width": 1.3}, layer="below", row=1, col=1)
+    last = largest(table, "k", 1.0)
+    panel: dict[str, Any] = {"row": 1, "col": 1}
+    fig.add_vline(x=float(place([chosen])[0]), line={"color": GREY, "dash": "dot", "width": 1.3}, layer="below", **panel)
     mean = " on average" if found["units"].seeds > 1 else ""
     title = f"hidden neurons removed<br>(dotted: {words.number(chosen, 1)}{mean}, chosen on other texts)"
-    fig.update_xaxes(step_axis(largest, title, most=7), row=1, col=1)
+    fig.update_xaxes(step_axis(last, title, most=7), row=1, col=1)
     fig.update_yaxes(accuracy_axis(), row=1, col=1)
 
 
@@ -67,13 +70,13 @@ def _random(fig: go.Figure, random: pd.DataFrame, pt: pd.DataFrame) -> None:
     if random.empty:
         return
     spread = random.groupby("k")["value"].agg(["mean", "min", "max"]).reset_index()
-    none = pt[pt["k"] == 0]
+    none = select(pt, k=0)
     if len(none):
-        start = {"k": 0, **dict.fromkeys(("mean", "min", "max"), float(none["value"].iloc[0]))}
+        start = {"k": 0, **dict.fromkeys(("mean", "min", "max"), float(first(none, "value")))}
         spread = pd.concat([pd.DataFrame([start]), spread], ignore_index=True)
     how, name = style("random"), f"as many random neurons ({random['draw'].nunique()} orders, range)"
     at = place(spread["k"])
-    band(fig, at, spread["min"].to_numpy(float), spread["max"].to_numpy(float), how.faint, name, 1)
+    band(fig, at, values(spread, "min"), values(spread, "max"), how.faint, name, 1)
     fig.add_trace(
         go.Scatter(
             x=at,
@@ -114,7 +117,8 @@ def _other(fig: go.Figure, rows: pd.DataFrame, capability: str, first: bool) -> 
 def _answers(fig: go.Figure, classes: pd.DataFrame, units: Metric) -> None:
     wide = classes.pivot_table(index="answer", columns="when", values="value", sort=False, aggfunc="sum").fillna(0.0)
     if "token" in classes:
-        wide = wide.loc[classes.groupby("answer", sort=False)["token"].first().sort_values(kind="stable").index]
+        tokens = {answer: first(rows, "token") for (answer,), rows in groups(classes, "answer")}
+        wide = wide.loc[sorted(wide.index, key=lambda answer: tokens[answer])]
     common = wide.max(axis=1).nlargest(MOST_ANSWERS).index
     common = common[wide.loc[common].max(axis=1) >= 0.005]
     shown = wide.loc[[answer for answer in wide.index if answer in set(common)]]
@@ -133,7 +137,11 @@ def _answers(fig: go.Figure, classes: pd.DataFrame, units: Metric) -> None:
                     x=[str(answer) for answer in shown.index],
                     y=shown[when].to_numpy(float),
                     name=name,
-                    marker={"color": color, "line": {"width": 0}, "pattern": {"shape": pattern, "size": 5, "fgopacity": 0.5}},
+                    marker={
+                        "color": color,
+                        "line": {"width": 0},
+                        "pattern": {"shape": pattern, "size": 6, "solidity": 0.25, "fillmode": "overlay", "fgcolor": "#FFFFFF"},
+                    },
                     hovertemplate=f"answer %{{x}}: %{{y:.3f}} of the {name}<extra></extra>",
                 ),
                 row=1,

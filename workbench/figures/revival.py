@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 
 from workbench.figures import words
 from workbench.figures.marks import accuracy_axis, curve, level, place, step_axis
+from workbench.figures.tables import distinct, first, keep, largest, select
 from workbench.figures.theme import finish, style
 from workbench.results import Result
 from workbench.verdict import REVIVED_AT
@@ -24,22 +25,20 @@ def figure(result: Result) -> go.Figure:
     pt, _ = words.subject(result)
     fig = go.Figure()
     level(fig, REVIVED_AT, f"{GOAL}: counts as revived", left=True)
-    arms = [arm for arm in ORDER if arm in set(table["arm"])]
-    arms = [*(arm for arm in table["arm"].unique() if arm not in ORDER), *arms]
-    last = float(table["step"].max()) if len(table) else 1.0
+    there = distinct(table, "arm")
+    arms = [*(arm for arm in there if arm not in ORDER), *(arm for arm in ORDER if arm in there)]
+    last = largest(table, "step", 1.0)
     for arm in arms:
-        rows = table[table["arm"] == arm]
-        curve(fig, rows, "step", arm, f"{words.ARMS.get(arm, arm)}: {_arrival(steps, arm)}")
+        curve(fig, select(table, arm=arm), "step", arm, f"{words.ARMS.get(arm, arm)}: {_arrival(steps, arm)}")
     for arm in arms:  # over all curves: the arrivals are what the figure is read for
         _mark(fig, steps, arm, table)
     fig.update_xaxes(step_axis(last, "reverse fine-tuning step", most=10))
     fig.update_yaxes(accuracy_axis())
-    seeds = max(1, len(words.seeds(result)))
-    n = int(table["n"].max() / seeds) if len(table) else None
+    n = int(largest(table, "n") / max(1, len(words.seeds(result))))
     return finish(fig, f"How cheaply does {pt} come back?", _subtitle(result, n))
 
 
-def _subtitle(result: Result, n: int | None) -> str:
+def _subtitle(result: Result, n: int) -> str:
     ratios = [m for m in result.headline if m.metric == "ratio"]
     said = words.interval(ratios[0]) if ratios else "not defined"
     ratio = f"{said} of the steps of a model that never had it; " if said != "not defined" else ""
@@ -49,17 +48,17 @@ def _subtitle(result: Result, n: int | None) -> str:
 def _steps(result: Result) -> pd.DataFrame:
     """Steps to 95 %, a row per arm; without the rows in examples."""
     steps = result.tables["steps"]
-    rows = steps[steps["unit"] == "steps"] if "unit" in steps else steps
+    rows = select(steps, unit="steps") if "unit" in steps else steps
     # Pooled over seeds an arm has one row per bound that occurred; its headline number knows them all.
     found = {m.metric.removeprefix("steps_"): m for m in result.headline if m.metric.startswith("steps_")}
     known = [{"arm": a, "value": m.value, "low": m.low, "high": m.high, "bound": m.bound} for a, m in found.items()]
-    rest = rows[~rows["arm"].isin(list(found))]
-    return pd.concat([pd.DataFrame(known), rest[["arm", "value", "low", "high", "bound"]]], ignore_index=True)
+    rest = keep(rows, ~rows["arm"].isin(list(found)))
+    return pd.DataFrame([*known, *(dict(row) for _, row in rest[["arm", "value", "low", "high", "bound"]].iterrows())])
 
 
 def _arrival(steps: pd.DataFrame, arm: str) -> str:
-    rows = steps[steps["arm"] == arm]
-    if rows.empty or not math.isfinite(float(rows["value"].iloc[0])):
+    rows = select(steps, arm=arm)
+    if rows.empty or not math.isfinite(float(first(rows, "value"))):
         return "steps not known"
     row = rows.iloc[0]
     if row["bound"] == "lower":
@@ -70,12 +69,12 @@ def _arrival(steps: pd.DataFrame, arm: str) -> str:
 
 def _mark(fig: go.Figure, steps: pd.DataFrame, arm: str, table: pd.DataFrame) -> None:
     """A marker at the crossing with its interval; where there is none, an arrow at the end of the curve."""
-    rows = steps[steps["arm"] == arm]
-    if rows.empty or not math.isfinite(float(rows["value"].iloc[0])):
+    rows = select(steps, arm=arm)
+    if rows.empty or not math.isfinite(float(first(rows, "value"))):
         return
     how, row = style(arm), rows.iloc[0]
     late = row["bound"] == "lower"
-    end = table[table["arm"] == arm].sort_values("step").iloc[-1]
+    end = select(table, arm=arm).sort_values("step").iloc[-1]
     at = float(place([end["step"] if late else row["value"]])[0])
     low, high = (float(place([row[end] if math.isfinite(row[end]) else row["value"]])[0]) for end in ("low", "high"))
     fig.add_trace(
@@ -108,6 +107,6 @@ def alt(result: Result) -> str:
     """Steps to 95 % of every arm."""
     steps, table = _steps(result), result.table
     pt, _ = words.subject(result)
-    arms = [arm for arm in reversed(ORDER) if arm in set(table["arm"])]
+    arms = [arm for arm in reversed(ORDER) if arm in distinct(table, "arm")]
     said = "; ".join(f"{words.ARMS[arm]} {_arrival(steps, arm)}" for arm in arms)
     return f"Reverse fine-tuning until {GOAL} on {pt}: {said}."

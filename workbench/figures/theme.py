@@ -119,9 +119,10 @@ def finish(fig: go.Figure, title: str, subtitle: str, *, height: int = 460, top:
         top: margin for title and panel titles.
         bottom: margin for tick labels and the axis title.
     """
-    entries = [str(trace.name) for trace in fig.data if trace.showlegend is not False and trace.name]
+    traces: list[Any] = list(fig.data)
+    entries = [str(trace.name) for trace in traces if trace.showlegend is not False and trace.name]
     columns = 2 if max(map(len, entries), default=0) < WIDE else 1
-    legend = 20 * -(-len(entries) // columns) + 8 if entries else 0
+    legend = 20 * -(-len(entries) // columns) + 10 if entries else 0
     if title:
         fig.update_layout(
             title={
@@ -141,9 +142,9 @@ def finish(fig: go.Figure, title: str, subtitle: str, *, height: int = 460, top:
             "orientation": "h",
             "x": 0,
             "xanchor": "left",
-            "y": 0,
+            "y": legend / (height + legend),
             "yref": "container",
-            "yanchor": "bottom",
+            "yanchor": "top",
             "bgcolor": CLEAR,
             "traceorder": "normal",
             "font": {"size": 12},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,11 +12,11 @@ from typing import Any, Literal
 import yaml
 
 from workbench.errors import UserError, did_you_mean
-from workbench.files import atomic_text
+from workbench.files import atomic_text, explain_full_disk
 from workbench.registry import analyses
 from workbench.results import Evidence, Result
 from workbench.runs import Run, Store
-from workbench.studies.plan import PairPlan, Plan, Stage, plan
+from workbench.studies.plan import PairPlan, Plan, Stage, is_done, plan
 from workbench.studies.spec import StudySpec, load_study, parse_study
 from workbench.subjects import Pair, open_pair
 from workbench.verdict import Verdict, judge_kept, judge_trained
@@ -97,11 +98,24 @@ class Study:
     def save(self) -> None:
         """Write the resolved study into its folder, where the app and `open` find it.
 
-        Seeds that were run before stay: a study grows by seeds.
+        Seeds that were run before stay, while all else is as it was: a study grows by seeds.
+
+        Raises:
+            UserError: the store cannot be written.
         """
+        spec = self.spec
+        if self.name in self.store.studies():
+            with suppress(UserError):  # a damaged file is written anew
+                before = Study.open(self.store, self.name).spec
+                if before.model_copy(update={"seeds": spec.seeds}) == spec:
+                    spec = spec.model_copy(update={"seeds": tuple(dict.fromkeys((*before.seeds, *spec.seeds)))})
         folder = self.store.root / self.name
-        folder.mkdir(parents=True, exist_ok=True)
-        body = self.spec.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+        try:
+            with explain_full_disk(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{folder} cannot be made ({error.strerror}); give another --store or WORKBENCH_HOME.") from error
+        body = spec.model_dump(mode="json", by_alias=True, exclude_defaults=True)
         atomic_text(folder / STUDY_FILE, yaml.safe_dump(body, sort_keys=False))
 
     def runs(self) -> list[tuple[Stage, Run | None]]:
@@ -126,11 +140,14 @@ class Study:
         """A pair with its arms, to analyse.
 
         Raises:
-            UserError: no such pair or seed, or its models are not made yet.
+            UserError: no such pair or seed, or its models are not done yet.
         """
         wanted = self.spec.seeds[0] if seed is None else seed
         for planned in self._plans(name):
             if planned.seed == wanted:
+                for stage in (planned.base, planned.tuned, planned.never):
+                    if stage is not None and not is_done(self.store, stage):
+                        raise UserError(f"{stage.name} of pair {name!r} is not done; run the study first.")
                 body = {
                     "base": planned.base.key,
                     "tuned": planned.tuned.key,
@@ -140,7 +157,7 @@ class Study:
                     "tuned_on": planned.tuned_on,
                     "correlation": planned.correlation.__dict__ if planned.correlation else None,
                     "examples": self.spec.evaluation.final_examples,
-                    "arms": {arm: stage.key for arm, stage in planned.arms.items() if self.store.find(stage.key)},
+                    "arms": {arm: stage.key for arm, stage in planned.arms.items() if is_done(self.store, stage)},
                 }
                 return open_pair(body, self.store, name, wanted, device)
         raise UserError(f"pair {name!r} has no seed {wanted}; the study has seeds {list(self.spec.seeds)}.")

@@ -219,7 +219,8 @@ class _Builder:
             "start": start.key if start else None,
             "protocol": {"name": protocol, "settings": dict(protocol_settings)},
             "training": settings.model_dump(mode="json"),
-            "evaluation": {"examples": self.spec.evaluation.examples, "sets": sets or []},
+            # Without sets a stage is measured on its own protocol, and no study's choice of sets enters its key.
+            "evaluation": {"examples": self.spec.evaluation.examples, "sets": sets} if sets else {"sets": []},
             "stop": dict(stop) if stop else None,
             "seed": seed,
         }

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema, field_validator, model_validator
 
 from workbench.errors import UserError, did_you_mean
 from workbench.models.spec import ModelSpec
@@ -23,7 +23,7 @@ Arm = Literal["revived", "never_had_it", "scratch", "irrelevant"]
 ARMS: tuple[Arm, ...] = ("revived", "never_had_it", "scratch", "irrelevant")
 NEVER = "never_had_it"
 """Name of the pretrained model to which the capability under revival was never asked."""
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=,+-]*")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=,+-]{0,149}")
 
 
 class _Section(BaseModel):
@@ -107,6 +107,15 @@ class ReviveSpec(_Training):
     irrelevant_protocol: str = "other_families"
 
 
+_ANALYSES_SCHEMA = {
+    "description": "names, or names with settings",
+    "anyOf": [
+        {"type": "array", "items": {"type": "string"}},
+        {"type": "object", "additionalProperties": {"type": ["object", "null"]}},
+    ],
+}
+
+
 class StudySpec(_Section):
     """A whole study."""
 
@@ -119,7 +128,7 @@ class StudySpec(_Section):
     pretrain: dict[str, PretrainSpec]
     finetune: dict[str, FinetuneSpec] = Field(default_factory=dict)
     revive: ReviveSpec | None = None
-    analyses: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    analyses: Annotated[dict[str, dict[str, Any]], WithJsonSchema(_ANALYSES_SCHEMA)] = Field(default_factory=dict)
 
     @field_validator("analyses", mode="before")
     @classmethod
@@ -132,7 +141,7 @@ class StudySpec(_Section):
     def _consistent(self) -> StudySpec:
         for name in [self.study, *self.pretrain, *self.finetune]:
             if not _NAME.fullmatch(name):
-                raise ValueError(f"name {name!r} cannot name a folder; use letters, digits, '_', '-', '.', '='")
+                raise ValueError(f"name {name!r} cannot name a folder; use letters, digits, '_', '-', '.', '=', at most 150")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
             raise ValueError(f"seeds {list(self.seeds)} must be different non-negative numbers, at least one")
         if not self.pretrain:
@@ -187,13 +196,16 @@ def read_study(name_or_path: str | Path) -> str:
     """The text of a preset or of a file.
 
     Raises:
-        UserError: neither exists.
+        UserError: neither exists, or the file cannot be read.
     """
     path = Path(name_or_path)
     if str(name_or_path) in preset_names():
         return files("workbench.presets").joinpath(f"{name_or_path}.yaml").read_text()
-    if path.is_file():
-        return path.read_text()
+    try:
+        if path.is_file():
+            return path.read_text()
+    except OSError as error:
+        raise UserError(f"the study file {str(name_or_path)!r} cannot be read: {error.strerror}.") from error
     raise UserError(f"there is no study file or preset {str(name_or_path)!r}{did_you_mean(str(name_or_path), preset_names())}")
 
 
@@ -205,7 +217,7 @@ def load_study(name_or_path: str | Path, overrides: Sequence[str] = (), seeds: S
     """
     try:
         body = yaml.safe_load(read_study(name_or_path))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{name_or_path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(body, dict):
         raise UserError(f"{name_or_path} is no study: it holds {type(body).__name__}, not keys such as 'study' and 'pretrain'.")
@@ -238,18 +250,25 @@ def apply_override(body: dict[str, Any], override: str) -> None:
     """Set one value of nested plain data from `a.b=c`; the value is read as YAML.
 
     Raises:
-        UserError: no '=', or the path leads through something that is not a section.
+        UserError: no '=', a value that is not YAML, or a path through something that is not a section.
     """
     path, equals, value = override.partition("=")
     if not equals:
         raise UserError(f"--set {override!r} has no '='; write it as section.key=value.")
-    *sections, last = path.strip().split(".")
+    try:
+        _set(body, path.strip(), yaml.safe_load(value), f"--set {override!r}")
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {override!r}: {value!r} is not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def _set(body: dict[str, Any], path: str, value: Any, origin: str) -> None:
+    *sections, last = path.split(".")
     place: Any = body
     for section in sections:
         place = place.setdefault(section, {})
         if not isinstance(place, dict):
-            raise UserError(f"--set {override!r}: {section!r} is not a section of the study.")
-    place[last] = number_or(yaml.safe_load(value))
+            raise UserError(f"{origin}: {section!r} is not a section of the study.")
+    place[last] = number_or(value)
 
 
 def number_or(value: Any) -> Any:
@@ -274,7 +293,7 @@ def _expand_grids(entries: dict[str, Any], section: str) -> dict[str, Any]:
         for values in itertools.product(*axes.values()):
             member = copy.deepcopy(rest)
             for key, value in zip(names, values, strict=True):
-                apply_override(member, f"{key}={value}")
+                _set(member, key, copy.deepcopy(value), f"{section}.{name}.grid")
             label = ",".join(f"{key.split('.')[-1]}={value}" for key, value in zip(names, values, strict=True))
             out[f"{name},{label}"] = member
     return out

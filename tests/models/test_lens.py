@@ -1,0 +1,91 @@
+"""The lens: a bridge that agrees with the plain model and leaves it bit-equal."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+from workbench.errors import UserError
+from workbench.models.fingerprint import weights_sha256
+from workbench.models.forward import answer_logits, unembed
+from workbench.models.lens import lens, residual_streams
+
+
+def final_norm(model):
+    return model.transformer.ln_f if hasattr(model, "transformer") else model.model.norm
+
+
+@torch.no_grad()
+def test_the_bridge_gives_the_models_logits_unprocessed(make_model, random_examples, kind):
+    model, tokens = make_model(kind), random_examples().tokens
+    bridge = lens(model)
+    assert torch.allclose(bridge(tokens), model(input_ids=tokens).logits, atol=1e-4)
+    assert torch.allclose(bridge.W_U.T, model.lm_head.weight)  # a centred or folded unembedding would differ
+    assert not bridge.original_model.training
+
+
+@torch.no_grad()
+def test_the_original_stays_bit_equal(make_model, random_examples, kind):
+    model, examples = make_model(kind), random_examples()
+    keys, config, hashed = list(model.state_dict()), copy.deepcopy(model.config.to_dict()), weights_sha256(model)
+    attention, logits = model.config._attn_implementation, model(input_ids=examples.tokens).logits
+    bridge = lens(model)
+    bridge.run_with_hooks(examples.tokens, fwd_hooks=[("blocks.0.hook_resid_pre", lambda value, hook: value * 0)])
+    residual_streams(model, examples)
+    assert list(model.state_dict()) == keys
+    assert weights_sha256(model) == hashed
+    assert model.config.to_dict() == config
+    assert model.config._attn_implementation == attention
+    assert torch.equal(model(input_ids=examples.tokens).logits, logits)
+    assert not {p.data_ptr() for p in bridge.original_model.parameters()} & {p.data_ptr() for p in model.parameters()}
+
+
+def test_dropout_is_off_in_the_lens_of_a_model_in_training(make_model):
+    model = make_model().train()
+    assert not lens(model).original_model.training
+    assert model.training
+
+
+@torch.no_grad()
+def test_residual_streams_are_the_hidden_states_of_hugging_face(make_model, random_examples, kind):
+    model, examples = make_model(kind, blocks=3), random_examples()
+    streams = residual_streams(model, examples)
+    assert streams.shape == (4, 6, 16)
+    hidden = model(input_ids=examples.tokens, output_hidden_states=True).hidden_states
+    rows = torch.arange(6)
+    for point in range(3):  # the fourth of Hugging Face is after the final norm
+        assert torch.allclose(streams[point], hidden[point][rows, examples.answer_position], atol=1e-4)
+    assert torch.allclose(final_norm(model)(streams[3]), hidden[3][rows, examples.answer_position], atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("padded", [False, True])
+def test_the_norm_and_head_of_the_last_point_give_the_answers_logits(make_model, random_examples, kind, padded):
+    model, examples = make_model(kind), random_examples(k=2, padded=padded)
+    last = residual_streams(model, examples)[-1]
+    assert torch.allclose(unembed(model, final_norm(model)(last)), answer_logits(model, examples)[:, 0], atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_row_of_a_batch_is_a_batch_of_one(make_model, random_examples, kind, padded):
+    model, examples = make_model(kind), random_examples(padded=padded)
+    together = residual_streams(model, examples)
+    assert torch.allclose(residual_streams(model, examples, batch_size=2), together, atol=1e-5)
+    for i in range(0, 6, 2):
+        alone = replace(examples[i : i + 1], attention_mask=None)
+        assert torch.allclose(residual_streams(model, alone)[:, 0], together[:, i], atol=1e-5)
+
+
+def test_streams_hold_no_graph_and_no_model(make_model, random_examples):
+    streams = residual_streams(make_model(), random_examples())
+    assert not streams.requires_grad
+    assert streams.untyped_storage().nbytes() == 3 * 6 * 16 * 4
+
+
+def test_an_unknown_architecture_is_refused_in_our_words():
+    config = GPTNeoXConfig(vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24)
+    with pytest.raises(UserError, match="the sites of GPTNeoXForCausalLM are not known"):
+        lens(GPTNeoXForCausalLM(config))
