@@ -75,6 +75,19 @@ def python_code(study: str, pair: str, analysis: str, seed: int | None = None) -
     )
 
 
+def run_code(name: str) -> str:
+    """The Python that makes the figure of one run's result."""
+    return "\n".join(
+        [
+            "import workbench as wb",
+            "from workbench.figures import figure",
+            "",
+            f"result = wb.Store.default().get({name!r}).result()",
+            "figure(result).show()",
+        ]
+    )
+
+
 def _slug(*names: str) -> str:
     return "-".join(_ID.sub("_", name) for name in names)
 

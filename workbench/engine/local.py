@@ -148,7 +148,7 @@ def _inline(schedule: _Schedule, store: Store, study: str, device: str, reporter
 
 
 def _pooled(schedule: _Schedule, store: Store, study: str, device: str, reporter: Reporter, workers: int) -> None:
-    pools = [_pool() for _ in range(min(workers, max(1, len(schedule.waiting))))]
+    pools = [_pool() for _ in range(min(workers, len(schedule.waiting)))]
     running: dict[Future[str | None], tuple[Stage, int]] = {}
     idle = list(range(len(pools)))
     try:
@@ -164,7 +164,7 @@ def _pooled(schedule: _Schedule, store: Store, study: str, device: str, reporter
                 stage, slot = running.pop(future)
                 reason = _outcome(future)
                 if isinstance(future.exception(), BrokenProcessPool):
-                    pools[slot].shutdown(wait=False)
+                    _close([pools[slot]])
                     pools[slot] = _pool()
                 idle.append(slot)
                 if reason is None:
@@ -199,29 +199,27 @@ def _outcome(future: Future[str | None]) -> str | None:
 
 
 def _interrupt(pools: Sequence[ProcessPoolExecutor], running: dict[Future[str | None], Any]) -> None:
-    """Ask the workers to save and stop; those that do not in time, or before a second Ctrl-C, lose work but damage nothing."""
-    processes = [process for pool in pools for process in _processes(pool)]
-    try:
-        for process in processes:
-            process.terminate()
-        wait(running, timeout=GRACE_SECONDS)
-    finally:
-        for process in processes:
-            process.kill()
+    """Ask the workers to save and stop; those that do not in time are killed, which loses work but damages nothing."""
+    for process in _processes(pools):
+        process.terminate()
+    wait(running, timeout=GRACE_SECONDS)
 
 
 def _close(pools: Sequence[ProcessPoolExecutor]) -> None:
-    """End the pools and wait for the threads that manage them, which else race with the end of the interpreter."""
+    """End the workers, and the threads that manage them, which else race with the end of the interpreter."""
+    processes = _processes(pools)
     threads: list[Any] = [pool._executor_manager_thread for pool in pools]  # pyright: ignore[reportPrivateUsage]
     for pool in pools:
         pool.shutdown(wait=False, cancel_futures=True)
+    for process in processes:
+        process.kill()
     for thread in threads:
         if thread is not None:
             thread.join()
 
 
-def _processes(pool: ProcessPoolExecutor) -> list[Any]:
-    return list((pool._processes or {}).values())  # pyright: ignore[reportPrivateUsage]
+def _processes(pools: Sequence[ProcessPoolExecutor]) -> list[Any]:
+    return [process for pool in pools for process in (pool._processes or {}).values()]  # pyright: ignore[reportPrivateUsage]
 
 
 def cores() -> int:

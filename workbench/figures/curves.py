@@ -54,7 +54,9 @@ def metrics(frame: pd.DataFrame) -> go.Figure:
         title = "training step" if row == len(panels) else ""
         fig.update_xaxes(step_axis(last, title, most=10), showticklabels=row == len(panels), row=row, col=1)
     said = f"{int(last):,} steps" + (f"; thinned to {MOST_POINTS:,} points a series" if thinned else "")
-    return finish(fig, "Training", said if len(frame) else "nothing was recorded yet", height=150 + 170 * max(1, len(panels))).update_layout(margin_l=84)
+    said = said if len(frame) else "nothing was recorded yet"
+    finish(fig, "Training", said, height=150 + 170 * max(1, len(panels)))
+    return fig.update_layout(margin_l=84)
 
 
 def _panels(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:

@@ -1,0 +1,1 @@
+"""The dashboard: three pages that read a store and compute nothing."""
