@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ CHUNK_EXAMPLES = 2048
 """Examples generated at once: enough to hide the cost of array calls, few enough to stay in cache."""
 
 
+@runtime_checkable
 class Source(Protocol):
     """A distribution of prompts with answers."""
 

@@ -53,7 +53,7 @@ class PcfgTask:
 
     grammar: Grammar
     settings: PcfgSettings
-    _chance: dict[Any, dict[str, float]] = field(default_factory=dict, repr=False)
+    chances: dict[Any, dict[str, float]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> PcfgTask:
@@ -131,7 +131,7 @@ class PcfgTask:
         """Tokens as text, for instance `SOS C a 12 SOT abcacb EOT ART 3 EOS`."""
         return self.vocabulary.describe(tokens)
 
-    def capability(self, name: str, correlation: Correlation | None = None, texts: Kind = "natural") -> PcfgCapability:
+    def capability(self, name: str, correlation: Correlation | None = None, texts: str = "natural") -> PcfgCapability:
         """A source of examples of one capability.
 
         With a correlation every text is edited: correlated with probability `share`, otherwise explicitly not.
@@ -256,7 +256,7 @@ class PcfgCapability:
         Computed once on `REFERENCE_TEXTS` further texts of the same distribution, so that it does not depend on `n`.
         """
         key = (self.name, self.correlation, self.texts)
-        if key not in self.task._chance:
+        if key not in self.task.chances:
             family, operand = self.task.locate(self.name)
             texts, _ = self.draw(REFERENCE_TEXTS, 0, "chance reference")
             values = [family.label(texts, i) for i in range(len(family.capabilities))]
@@ -264,5 +264,5 @@ class PcfgCapability:
             for i, name in enumerate(family.capabilities):
                 if i != operand:
                     chance[f"given {name}"] = best_given(values[operand], values[i])
-            self.task._chance[key] = chance
-        return dict(self.task._chance[key])
+            self.task.chances[key] = chance
+        return dict(self.task.chances[key])

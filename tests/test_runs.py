@@ -668,7 +668,7 @@ def test_a_parent_that_another_study_holds_too_may_go(store):
 
 
 def test_children_go_before_parents(store, monkeypatch):
-    import workbench.run_writer as module
+    import workbench.run_checks as module
 
     runs = [write(store), write(store, "finetune", OTHER, parents=(KEY,)), write(store, "revive", THIRD, parents=(OTHER,))]
     order: list[str] = []

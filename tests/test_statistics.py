@@ -321,7 +321,8 @@ def test_coverage_of_table_intervals(k, between, n, low, high):
     assert low <= covered <= high
 
 
-def test_two_thousand_rows_of_three_seeds_take_50_ms():
+def test_two_thousand_rows_of_three_seeds_are_not_pooled_row_by_row():
+    # 30 ms on an idle core without the run-time type checker; a loop over rows takes seconds.
     rng = RNG(0)
 
     def table() -> pd.DataFrame:
@@ -333,10 +334,10 @@ def test_two_thousand_rows_of_three_seeds_take_50_ms():
     combine_results(results)  # imports
     seconds = []
     for _ in range(5):
-        started = time.perf_counter()
+        started = time.process_time()
         combine_results(results)
-        seconds.append(time.perf_counter() - started)
-    assert min(seconds) < 0.05, seconds
+        seconds.append(time.process_time() - started)
+    assert min(seconds) < 0.2, seconds
 
 
 def metric(value: float, bound="exact", draws=(), **more) -> Metric:

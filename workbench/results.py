@@ -38,6 +38,11 @@ class Metric:
     """Bootstrap draws over the examples of one seed; the pooling over seeds resamples from these."""
 
 
+def _metric(body: dict[str, Any]) -> Metric:
+    draws: list[float] = body.pop("draws")
+    return Metric(**body, draws=tuple(draws))
+
+
 @dataclass(frozen=True)
 class Evidence:
     """One line of a verdict: a number, the way it points, and a sentence that says so."""
@@ -119,7 +124,7 @@ class Result:
             return cls(
                 name=body["name"],
                 tables={name: pd.read_parquet(folder / f"{name}.parquet") for name in body["tables"]},
-                headline=tuple(replace(Metric(**m), draws=tuple(m["draws"])) for m in body["headline"]),
+                headline=tuple(_metric(m) for m in body["headline"]),
                 evidence=tuple(Evidence(**e) for e in body["evidence"]),
                 limits=tuple(body["limits"]),
                 settings=body["settings"],

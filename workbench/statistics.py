@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
+from workbench.results import Bound
 from workbench.seeds import numpy_generator
 
-if TYPE_CHECKING:
-    from workbench.results import Bound
-
 Floats = NDArray[np.float64]
+Numbers = float | Sequence[Any] | np.ndarray | np.generic
+"""What NumPy makes an array of numbers of."""
 Pool = Literal["mean", "geometric"]
 
 
@@ -46,7 +46,7 @@ def normal_quantile(confidence: float) -> float:
     return float(ndtri(0.5 + confidence / 2))
 
 
-def wilson(successes: ArrayLike, n: ArrayLike, confidence: float = 0.95) -> tuple[Floats, Floats]:
+def wilson(successes: Numbers, n: Numbers, confidence: float = 0.95) -> tuple[Floats, Floats]:
     """Wilson's score interval of a proportion, elementwise; (0, 1) where n is 0.
 
     Args:
@@ -64,9 +64,8 @@ def wilson(successes: ArrayLike, n: ArrayLike, confidence: float = 0.95) -> tupl
     centre = (share * trials + z2 / 2) / (trials + z2)
     half = np.sqrt(z2 * (share * (1 - share) * safe + z2 / 4)) / (trials + z2)
     # At 0 and n the ends are exactly 0 and 1; rounding must not put the proportion outside its own interval.
-    return np.clip(np.minimum(centre - half, np.where(trials > 0, share, 0.0)), 0, 1), np.clip(
-        np.maximum(centre + half, share), 0, 1
-    )
+    low = np.clip(np.minimum(centre - half, np.where(trials > 0, share, 0.0)), 0, 1)
+    return np.asarray(low), np.asarray(np.clip(np.maximum(centre + half, share), 0, 1))
 
 
 def _resampling(n: int, draws: int, seed: int) -> Floats:
@@ -77,7 +76,7 @@ def _resampling(n: int, draws: int, seed: int) -> Floats:
     return counts.astype(np.float64) / n
 
 
-def bootstrap_mean(values: ArrayLike, draws: int = 1000, seed: int = 0) -> Floats:
+def bootstrap_mean(values: Numbers, draws: int = 1000, seed: int = 0) -> Floats:
     """Means of resampled examples.
 
     The same `seed` and number of examples give the same resampling, so differences of two measures on the same examples
@@ -95,7 +94,7 @@ def bootstrap_mean(values: ArrayLike, draws: int = 1000, seed: int = 0) -> Float
     return _resampling(len(data), draws, seed) @ data
 
 
-def pooled(values: ArrayLike, pool: Pool = "mean", axis: int = -1) -> Any:
+def pooled(values: Numbers, pool: Pool = "mean", axis: int = -1) -> Any:
     """Arithmetic mean, or geometric for ratios, whose errors are symmetric on the log scale.
 
     Raises:
@@ -111,7 +110,7 @@ def pooled(values: ArrayLike, pool: Pool = "mean", axis: int = -1) -> Any:
 
 
 def hierarchical(
-    draws_by_seed: Sequence[ArrayLike],
+    draws_by_seed: Sequence[Numbers],
     pool: Pool = "mean",
     n_draws: int = 2000,
     seed: int = 0,
@@ -182,7 +181,7 @@ def _cross(steps: Floats, values: Floats, threshold: float, hold: int) -> tuple[
     return np.where(arrived, found, steps[-1]), ~arrived
 
 
-def steps_to(steps: ArrayLike, values: ArrayLike, threshold: float, hold: int = 1) -> Crossing:
+def steps_to(steps: Numbers, values: Numbers, threshold: float, hold: int = 1) -> Crossing:
     """Training steps until a measure reaches a threshold and stays there.
 
     The crossing lies before the first grid point that is at or above `threshold` and whose next `hold` grid points, as
@@ -207,7 +206,7 @@ def steps_to(steps: ArrayLike, values: ArrayLike, threshold: float, hold: int = 
 
 
 def bootstrap_crossings(
-    steps: ArrayLike, correct: ArrayLike, threshold: float, draws: int = 1000, seed: int = 0, hold: int = 1
+    steps: Numbers, correct: Numbers, threshold: float, draws: int = 1000, seed: int = 0, hold: int = 1
 ) -> tuple[Floats, NDArray[np.bool_]]:
     """`steps_to` on resampled examples, the same examples at all steps, since one model answers them all.
 
@@ -252,7 +251,7 @@ def ratio(a: Crossing, b: Crossing, floor: float = 1.0) -> tuple[float, Bound]:
 
 def ratio_draws(
     a: tuple[Floats, NDArray[np.bool_]], b: tuple[Floats, NDArray[np.bool_]], floor: float = 1.0
-) -> tuple[Floats, NDArray[np.str_]]:
+) -> tuple[Floats, np.ndarray]:
     """`ratio` draw by draw, of two answers of `bootstrap_crossings`.
 
     Returns:

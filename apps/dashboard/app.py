@@ -6,7 +6,12 @@ import streamlit as st
 
 from apps.dashboard import parts, reading
 
-st.set_page_config(page_title="Revival", page_icon=":material/science:", layout="wide")
+# Drawn here: an icon by name would be fetched from the network.
+ICON = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32"><rect width="32" height="32" rx="7" fill="#0072B2"/>'
+    '<path d="M5 11 L12 24 L27 7" fill="none" stroke="#fff" stroke-width="3.5" stroke-linecap="round"/></svg>'
+)
+st.set_page_config(page_title="Revival", page_icon=ICON, layout="wide")
 pages = [
     st.Page("app_pages/overview.py", title="Overview", icon=":material/home:", default=True),
     st.Page("app_pages/study.py", title="Study", icon=":material/monitoring:", url_path="study"),

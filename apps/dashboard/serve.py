@@ -24,6 +24,7 @@ def command(store: Path, port: int = 8501) -> tuple[list[str], dict[str, str]]:
         "server.port": str(port),
         "server.headless": "true",
         "server.fileWatcherType": "none",
+        "runner.magicEnabled": "false",
         "browser.gatherUsageStats": "false",
     }
     argv = [sys.executable, "-m", "streamlit", "run", str(SCRIPT), *(f"--{name}={value}" for name, value in flags.items())]

@@ -167,7 +167,11 @@ def _pruning(planned: PairPlan) -> Result:
                 at = {"k": k, "capability": PT, "role": "pt", "share": 0.0}
                 value = tuned - 0.02 + 0.008 * draw
                 rows.append({"ranking": "random", "draw": draw, **at, **proportion_row(correct(value))})
-    shares = {"truth": (0.0, 0.25, 0.25, 0.25, 0.25), "before": (0.0, 0.05, 0.3, 0.35, 0.3), "after": (0.01, 0.2, 0.4, 0.24, 0.15)}
+    shares = {
+        "truth": (0.0, 0.25, 0.25, 0.25, 0.25),
+        "before": (0.0, 0.05, 0.3, 0.35, 0.3),
+        "after": (0.01, 0.2, 0.4, 0.24, 0.15),
+    }
     classes = [
         {"when": when, "answer": answer, "token": token, **proportion_row(correct(value)), "unit": "share of predictions"}
         for when, values in shares.items()
@@ -232,7 +236,9 @@ def _revival(planned: PairPlan) -> Result:
         arrives = arrives if arrives is None else arrives * (1 + 0.1 * planned.seed)
         start = TUNED[planned.name] if arm in ("revived", "irrelevant") else 0.15
         for step in (*GRID, 226, LAST):
-            value = start + (0.3 - start) * step / LAST if arrives is None else min(1.0, start + (0.95 - start) * step / arrives)
+            value = (
+                start + (0.3 - start) * step / LAST if arrives is None else min(1.0, start + (0.95 - start) * step / arrives)
+            )
             rows.append({"arm": arm, "step": step, **proportion_row(correct(max(start, value)))})
         taken, bound = (float(LAST), "lower") if arrives is None else (float(arrives), "exact")
         draws = taken * (1 + 0.08 * np.linspace(-1, 1, 400) * (bound == "exact"))

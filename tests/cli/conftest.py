@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 
-from tests.studies.tiny import run_whole
+from studies.tiny import TINY, run_once
 from workbench.studies.handle import Study
 
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Study:
     """The tiny study with all its stages done; tests read it and leave it as it is."""
-    return run_whole(tmp_path_factory)
+    return run_once(tmp_path_factory, TINY)

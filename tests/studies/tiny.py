@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -47,18 +46,15 @@ def write_study(folder: Path, text: str = TINY, name: str = "study") -> Path:
     return path
 
 
-@cache
-def run_whole(factory: pytest.TempPathFactory) -> Study:
-    """The tiny study, done."""
-    folder = factory.mktemp("whole")
-    return Study.load(write_study(folder), Store(folder / "runs")).run(engine="inline", progress=False)
+_DONE: dict[str, Study] = {}
 
 
-@cache
-def run_trainings(factory: pytest.TempPathFactory) -> Study:
-    """The longer trainings, never interrupted."""
-    folder = factory.mktemp("trainings")
-    return Study.load(write_study(folder, TRAININGS), Store(folder / "runs")).run(engine="inline", progress=False)
+def run_once(factory: pytest.TempPathFactory, text: str) -> Study:
+    """A study with all its stages done, once for all folders of tests in a process."""
+    if text not in _DONE:
+        folder = factory.mktemp("study")
+        _DONE[text] = Study.load(write_study(folder, text), Store(folder / "runs")).run(engine="inline", progress=False)
+    return _DONE[text]
 
 
 def stage_of(study: Study, start: str) -> Stage:

@@ -40,6 +40,21 @@ def one_batch(name, n=4000, task=TASK, **changes):
     return factory(task, {**values, **changes}, n, 0).batch(0)
 
 
+class OtherTask:
+    """A task that is not made of the families of a grammar."""
+
+    vocab_size, context, capabilities = 2, 2, ("other",)
+
+    def family(self, capability):
+        return capability
+
+    def capability(self, name, correlation=None):
+        raise NotImplementedError
+
+    def describe(self, tokens):
+        return str(tokens)
+
+
 @pytest.mark.parametrize("name", PROTOCOLS)
 class TestEveryProtocol:
     def test_contract(self, name):
@@ -87,7 +102,7 @@ class TestEveryProtocol:
         with pytest.raises(UserError, match="batch size 0"):
             factory(TASK, values, 0, 0)
         with pytest.raises(UserError, match="needs a task of kind 'pcfg'"):
-            factory(object(), values, 8, 0)
+            factory(OtherTask(), values, 8, 0)
         if name != "pretraining":
             with pytest.raises(UserError, match="no capability 'count_z'"):
                 factory(TASK, {"capability": "count_z"}, 8, 0)

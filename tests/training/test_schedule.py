@@ -1,6 +1,7 @@
 """Learning rates and evaluation grids in closed form."""
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -36,8 +37,8 @@ def test_a_constant_rate_knows_no_budget():
 def test_rates_rise_then_fall_and_stay_positive_up_to_the_peak(steps, warmup, floor):
     factors = [Schedule(warmup=warmup, floor=floor).factor(step, steps) for step in range(steps)]
     warm = round(warmup * steps)
-    assert all(a < b for a, b in zip(factors[:warm], factors[1:warm], strict=False))
-    assert all(a >= b for a, b in zip(factors[warm:], factors[warm + 1 :], strict=False))
+    assert all(a < b for a, b in pairwise(factors[:warm]))
+    assert all(a >= b for a, b in pairwise(factors[warm:]))
     assert all(0 <= f <= 1 for f in factors)
     assert max(factors) == pytest.approx(1)
     assert steps - warm < 2 or factors[-1] == pytest.approx(floor)
@@ -69,8 +70,8 @@ def test_a_grid_ends_at_the_last_step_and_grows_logarithmically(steps):
     grid = evaluation_grid(steps)
     assert grid[0] == 0
     assert grid[-1] == steps
-    assert all(a < b for a, b in zip(grid, grid[1:], strict=False))
-    assert all(b / a < 1.5 for a, b in zip(grid[1:], grid[2:], strict=False))
+    assert all(a < b for a, b in pairwise(grid))
+    assert all(b / a < 1.5 for a, b in pairwise(grid[1:]))
     assert len(grid) <= 3 + 2 * math.log2(max(steps, 5) / 5) + 1
 
 

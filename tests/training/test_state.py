@@ -111,7 +111,7 @@ def _body(**changes):
 def test_a_damaged_state_is_refused_with_a_sentence(tmp_path, damage):
     save_state(TrainingState(1, worked("adamw")[1].state_dict(), cpu_rng()), tmp_path)
     damage(tmp_path)
-    with pytest.raises(UserError, match="holds no readable training state .+; remove it to resume from the one before"):
+    with pytest.raises(UserError, match=r"holds no readable training state .+; remove it to resume from the one before"):
         load_state(tmp_path)
 
 

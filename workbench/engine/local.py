@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager
 from multiprocessing import connection, resource_tracker
 from pathlib import Path
 from types import FrameType, ModuleType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from workbench.errors import UserError
 from workbench.runs import Store
@@ -30,6 +30,7 @@ GRACE_SECONDS = 30.0
 """How long an interrupted worker may take to save where it is."""
 
 
+@runtime_checkable
 class Reporter(Protocol):
     """Shows what happens; called in the main process only."""
 

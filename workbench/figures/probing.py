@@ -54,7 +54,7 @@ def figure(result: Result) -> go.Figure:
 
 def _title(target: str, prompt: str, pt: str, ft: str) -> str:
     read = words.capability(target)
-    return f"{read}, when asked<br>for it" if prompt == "matching" else f"{read}, when asked<br>for {ft}"
+    return f"{read},<br>asked for it" if prompt == "matching" else f"{read},<br>asked for {ft}"
 
 
 def _chance(result: Result, target: str, prompt: str) -> list[tuple[float, str]]:

@@ -28,13 +28,13 @@ def figure(result: Result) -> go.Figure:
         rows=1,
         cols=2,
         column_widths=[0.62, 0.38],
-        horizontal_spacing=0.12,
-        subplot_titles=["removing the most harmful neurons", f"answers when asked for {pt}"],
+        horizontal_spacing=0.16,
+        subplot_titles=["removing the most harmful neurons", "answers given"],
     )
     _curves(fig, result.tables["table"], found)
     _answers(fig, result.tables["classes"], found["units"])
     fig.update_layout(barmode="group", bargap=0.15, bargroupgap=0.0)
-    title = f"Does {pt} come back when a few neurons are removed?"
+    title = f"Does removing neurons bring {pt} back?"
     return finish(fig, title, words.sample(result, found["pruned_pt"].n), height=476, bottom=74)
 
 

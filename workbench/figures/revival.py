@@ -35,13 +35,13 @@ def figure(result: Result) -> go.Figure:
     fig.update_xaxes(step_axis(last, "reverse fine-tuning step", most=10))
     fig.update_yaxes(accuracy_axis())
     n = int(largest(table, "n") / max(1, len(words.seeds(result))))
-    return finish(fig, f"How cheaply does {pt} come back?", _subtitle(result, n))
+    return finish(fig, f"How cheaply does {pt} come back?", _subtitle(result, n), top=96)
 
 
 def _subtitle(result: Result, n: int) -> str:
     ratios = [m for m in result.headline if m.metric == "ratio"]
     said = words.interval(ratios[0]) if ratios else "not defined"
-    ratio = f"{said} of the steps of a model that never had it; " if said != "not defined" else ""
+    ratio = f"{said} of the steps of a model that never had it<br>" if said != "not defined" else ""
     return ratio + words.sample(result, n)
 
 

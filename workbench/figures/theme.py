@@ -19,8 +19,8 @@ RED = "#D62728"
 CLEAR = "rgba(0,0,0,0)"
 REVISION = "workbench"
 """One `uirevision` for all figures keeps zoom and hidden series when a page runs again."""
-WIDE = 40
-"""Legend entries longer than this (characters) need a row of their own at 700 px."""
+WIDE = 24
+"""Legend entries longer than this (characters) need a row of their own where two figures stand side by side."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def rgba(color: str, alpha: float) -> str:
     return f"rgba({red},{green},{blue},{alpha:g})"
 
 
-def template(text: str = "#767676", faint: str = "#767676", grid: str = "rgba(128,128,128,0.22)") -> go.layout.Template:
+def template(text: str = "#767676", faint: str | None = None, grid: str = "rgba(128,128,128,0.22)") -> go.layout.Template:
     """A template of these colours; the default one can be read on white and on black."""
     line = "rgba(128,128,128,0.55)"
     axis: dict[str, Any] = {
@@ -87,7 +87,7 @@ def template(text: str = "#767676", faint: str = "#767676", grid: str = "rgba(12
     return go.layout.Template(
         layout={
             "font": {"color": text, "size": 13, "family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"},
-            "title": {"font": {"size": 17}, "subtitle": {"font": {"size": 12.5, "color": faint}}},
+            "title": {"font": {"size": 16}, "subtitle": {"font": {"size": 12.5, **({"color": faint} if faint else {})}}},
             "paper_bgcolor": CLEAR,
             "plot_bgcolor": CLEAR,
             "colorway": [BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY],
@@ -109,7 +109,7 @@ def page_templates() -> dict[str, Any]:
 def finish(fig: go.Figure, title: str, subtitle: str, *, height: int = 460, top: int = 92, bottom: int = 58) -> go.Figure:
     """Title, legend and margins of every figure; the room under the axes grows with the legend.
 
-    The legend stands below in as many rows as its entries need at 700 px, where a figure must still be readable.
+    The legend stands below in as many rows as its entries need in a narrow column.
 
     Args:
         fig: the figure, with its traces.
@@ -150,11 +150,12 @@ def finish(fig: go.Figure, title: str, subtitle: str, *, height: int = 460, top:
             "font": {"size": 12},
         },
         showlegend=bool(entries),
-        margin={"l": 64, "r": 20, "t": top, "b": bottom + legend},
+        margin={"l": 76, "r": 20, "t": top, "b": bottom + legend},
         height=height + legend,
         paper_bgcolor=CLEAR,
         plot_bgcolor=CLEAR,
         hovermode="closest",
         uirevision=REVISION,
     )
+    fig.update_yaxes(title_standoff=16)
     return fig.update_annotations(font_size=12)

@@ -71,14 +71,28 @@ class _Training(TrainSettings):
         return self
 
 
+def _or_grid(schema: dict[str, Any]) -> None:
+    """In the JSON schema an entry may leave to its grid what it has to say."""
+    schema["properties"]["grid"] = {
+        "description": "keys with lists of values: one entry per combination",
+        "type": "object",
+        "additionalProperties": {"type": "array", "minItems": 1},
+    }
+    schema["anyOf"] = [{"required": schema.pop("required")}, {"required": ["grid"]}]
+
+
 class PretrainSpec(_Training):
     """Training from random weights."""
+
+    model_config = ConfigDict(json_schema_extra=_or_grid)
 
     protocol: str = "pretraining"
 
 
 class FinetuneSpec(_Training):
     """Training on one capability from a pretrained model. The pair that is analysed is (`against`, this)."""
+
+    model_config = ConfigDict(json_schema_extra=_or_grid)
 
     protocol: str = "single_operand"
     start: str = Field(alias="from")
@@ -295,6 +309,8 @@ def _expand_grids(entries: dict[str, Any], section: str) -> dict[str, Any]:
             for key, value in zip(names, values, strict=True):
                 _set(member, key, copy.deepcopy(value), f"{section}.{name}.grid")
             label = ",".join(f"{key.split('.')[-1]}={value}" for key, value in zip(names, values, strict=True))
+            if f"{name},{label}" in {**entries, **out}:
+                raise UserError(f"{section}.{name}.grid makes two entries called {f'{name},{label}'!r}; drop one.")
             out[f"{name},{label}"] = member
     return out
 

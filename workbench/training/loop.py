@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +47,8 @@ class Step:
     seconds_left: float
 
 
+@runtime_checkable
+@runtime_checkable
 class Listener(Protocol):
     """Receives what happens in a run; `grid` is called at the steps of the evaluation grid and before an interruption."""
 
@@ -59,6 +61,8 @@ class Listener(Protocol):
         ...
 
 
+@runtime_checkable
+@runtime_checkable
 class Tracker(Protocol):
     """Looks into the optimizer's work after each update; injected, so that dynamics and curvature stay above training."""
 
@@ -83,7 +87,8 @@ class Objective(torch.nn.Module):
             logits, wanted = answer_logits(self.model, examples).flatten(0, 1), examples.answer.flatten()
         else:
             logits, wanted = logits_where(self.model, examples, mask), examples.tokens[:, 1:][mask]
-        return F.cross_entropy(logits.float(), wanted, reduction="sum"), targets
+        exact = torch.promote_types(logits.dtype, torch.float32)  # half precision is widened, double is kept
+        return F.cross_entropy(logits.to(exact), wanted, reduction="sum"), targets
 
 
 def train(

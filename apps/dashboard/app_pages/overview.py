@@ -10,8 +10,7 @@ from workbench.figures import lineage, words
 from workbench.runs import Run
 from workbench.studies.handle import Study
 
-MOST_NODES = 200
-"""Runs that one picture of the graph can hold."""
+MOST_NODES = 200  # runs that one picture of the graph can hold
 
 
 def findings(mark: str, opened: dict[str, Study]) -> None:

@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+
+from tests.apps.fake_store import damage, failed_run, fake_study, many_runs
+from workbench.runs import Store
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import streamlit as st
+    from streamlit.testing.v1 import AppTest
+
+    from apps.dashboard import parts
+    from apps.dashboard.serve import command
+
+APP = Path(__file__).parents[2] / "apps" / "dashboard" / "app.py"
+PAGES = ("overview", "study", "run")
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory):
+    """Stores by name: empty, one run, damaged, full."""
+    root = tmp_path_factory.mktemp("stores")
+    (root / "empty").mkdir()
+    many_runs(root / "one", 1)
+    fake_study(root / "full")
+    study = fake_study(root / "damaged", seeds=(0,), pairs=("wrapped",))
+    failed_run(root / "damaged")
+    damage(next(run for _, run in study.runs() if run.kind == "finetune"))
+    return root
+
+
+@pytest.fixture
+def open_page(stores, monkeypatch):
+    """`(store, page, **address) -> AppTest` after its first run."""
+
+    def open_it(store, page="overview", **address):
+        monkeypatch.setenv("WORKBENCH_HOME", str(stores / store))
+        st.cache_data.clear()
+        st.cache_resource.clear()
+        at = AppTest.from_file(str(APP), default_timeout=60).run()
+        if page != "overview":
+            at.switch_page(f"app_pages/{page}.py")
+            for name, value in address.items():
+                at.query_params[name] = value
+            at.run()
+        return at
+
+    return open_it
+
+
+def charts(at):
+    return [(json.loads(c.proto.spec), c.proto.alt) for c in at.get("plotly_chart")]
+
+
+@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("store", ["empty", "one", "damaged", "full"])
+def test_every_page_shows_every_store(open_page, store, page):
+    at = open_page(store, page)
+    assert not at.exception
+    assert at.title[0].value == page.capitalize()
+    assert not [e.value for e in at.error if "could not be shown" in e.value]
+    for spec, said in charts(at):
+        assert spec["data"]
+        assert len(said) > 20
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_an_empty_store_names_the_command_that_fills_it(open_page, page):
+    at = open_page("empty", page)
+    assert [code.value for code in at.code] == ["make demo"]
+    assert "no runs yet" in at.info[0].value
+
+
+def test_overview_tells_findings_and_draws_all_runs(open_page, stores):
+    at = open_page("full")
+    said = " ".join(m.value for m in at.markdown)
+    assert "counting a is masked in wrapped; counting b is inconclusive in wrapped" in said
+    assert "reverse fine\\-tuning takes 0\\.20 \\[0\\.18, 0\\.22\\]" in said
+    ((spec, _),) = charts(at)
+    drawn = sum(len(t["customdata"]) for t in spec["data"] if "customdata" in t)
+    assert drawn == len(Store(stores / "full").runs()) == len(at.dataframe[-1].value)
+    assert at.dataframe[0].value["done"].tolist() == ["50 of 50"]
+
+
+def test_a_damaged_run_is_listed_with_its_reason_and_hides_no_other(open_page):
+    at = open_page("damaged")
+    table = at.dataframe[-1].value
+    assert table["state"].tolist()[:2] == ["damaged", "failed"]
+    assert "status.json cannot be read" in table["reason"][0]
+    assert (table["state"] == "done").sum() == len(table) - 2
+    assert "1 run is damaged" in at.warning[0].value
+
+
+def test_run_page_says_how_to_mend(open_page, stores):
+    damaged = next(run for run in Store(stores / "damaged").runs() if run.damaged)
+    at = open_page("damaged", "run", run=f"{damaged.stage}-{damaged.key}")
+    assert at.error[0].value.startswith("Damaged: status")
+    assert at.code[0].value == f"workbench runs remove {damaged.name} --with-children\nworkbench study run quickstart"
+    at = open_page("damaged", "run", run="0123456789")  # the key alone is enough
+    assert at.selectbox(key="run").value == "broken-s0-0123456789"
+    assert at.warning[0].value.startswith("Failed: ValueError: \\<b\\>loss")
+
+
+def test_study_page_draws_what_the_notebook_draws(open_page, stores):
+    from workbench.figures import alt, figure
+    from workbench.studies.handle import Study
+
+    at = open_page("full", "study", pair="wrapped", side="true")
+    study = Study.open(Store(stores / "full"), "quickstart")
+    found = charts(at)
+    assert len(found) == 4
+    for (spec, said), name in zip(found, study.spec.analyses, strict=True):
+        result = study.result("wrapped", name)
+        assert said == alt(result)
+        expected = json.loads(figure(result).to_json())["data"]
+        assert [t.get("name") for t in spec["data"]] == [t.get("name") for t in expected]
+        assert [len(t["x"]) for t in spec["data"] if isinstance(t["x"], list)] == [
+            len(t["x"]) for t in expected if isinstance(t["x"], list)
+        ]
+    assert "study.result('wrapped', 'behaviour')" in at.code[0].value
+
+
+def test_one_seed_or_all(open_page):
+    at = open_page("full", "study", pair="erased", seed="1")
+    ((spec, _),) = charts(at)
+    assert "seed 1" in spec["layout"]["title"]["subtitle"]["text"]
+    assert "seed=1" in at.code[0].value
+    at.selectbox(key="seed").select("all seeds").run()
+    ((spec, _),) = charts(at)
+    assert "seeds 0 and 1" in spec["layout"]["title"]["subtitle"]["text"]
+
+
+@pytest.mark.parametrize(("page", "address"), [("study", {"pair": "wraped"}), ("run", {"run": "pretrain-base-s0"})])
+def test_a_stale_address_gets_a_kind_answer(open_page, page, address):
+    at = open_page("full", page, **address)
+    assert not at.exception
+    (key,) = address
+    assert at.warning[0].value.startswith(f"This {key} is not here:")
+    assert "Nearest: " in at.warning[0].value
+    assert charts(at)
+
+
+def test_a_broken_result_is_a_sentence_and_hides_no_other(open_page, stores, tmp_path):
+    import shutil
+
+    root = stores / "cut"
+    shutil.copytree(stores / "full", root)
+    run = next(r for r in Store(root).runs() if r.stage == "pruning-wrapped-s0")
+    (run.path / "table.parquet").write_bytes(b"PAR1 not a table")
+    at = open_page("cut", "run", run=f"{run.stage}-{run.key}")
+    assert not at.exception
+    assert "holds no readable result" in at.error[0].value
+    assert at.code[-1].value.startswith("{")  # provenance is still there
+
+
+def test_errors_stop_at_the_seam(open_page, monkeypatch):
+    monkeypatch.setattr("workbench.runs.Store.runs", lambda self, study=None: 1 / 0)
+    at = open_page("full")
+    assert not at.exception
+    assert "The page Overview could not be shown: division by zero" in at.error[0].value
+    assert "ZeroDivisionError" in at.code[0].value
+
+
+def test_names_are_shown_letter_by_letter():
+    assert parts.plain("**a** <b> [x](y) $1$ :red[z]") == (r"\*\*a\*\* \<b\> \[x\]\(y\) \$1\$ \:red\[z\]")
+
+
+def test_a_thousand_runs_in_five_seconds(open_page, stores):
+    many_runs(stores / "thousand", 1000)
+    open_page("one")  # imports are paid by whoever comes first
+    started = time.perf_counter()
+    at = open_page("thousand")
+    took = time.perf_counter() - started
+    assert not at.exception
+    assert len(at.dataframe[-1].value) == 1000
+    assert "200 of 1,000 runs are drawn" in " ".join(c.value for c in at.caption)
+    assert took < 5
+
+
+def test_the_server_listens_on_this_machine_only_and_sends_nothing_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "/somewhere")
+    argv, environment = command(Path("store"), 8600)
+    assert argv[:4] == [sys.executable, "-m", "streamlit", "run"]
+    assert Path(argv[4]) == APP
+    assert {"--server.address=localhost", "--server.port=8600", "--server.headless=true"} <= set(argv)
+    assert "--browser.gatherUsageStats=false" in argv
+    assert environment["WORKBENCH_HOME"] == str(Path("store").absolute())
+    assert environment["PYTHONPATH"].split(os.pathsep) == [str(APP.parents[2]), "/somewhere"]
+
+
+def test_the_theme_is_found_from_any_working_directory(tmp_path):
+    show = "from streamlit import config; config._main_script_path = {!r}; print(config.get_option('theme.dark.primaryColor'))"
+    code = [sys.executable, "-c", show.format(str(APP))]
+    done = subprocess.run(code, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("#56B4E9")

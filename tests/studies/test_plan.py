@@ -1,0 +1,285 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from studies.tiny import TINY
+from workbench.errors import UserError
+from workbench.registry import analyses
+from workbench.runs import Store
+from workbench.studies.plan import Plan, is_done, plan
+from workbench.studies.spec import parse_study
+
+SECOND = {"from": "never_had_it", "against": "base", "capability": "count_b", "steps": 8, "lr": 2e-3, "batch_size": 8}
+ANALYSES = ("behaviour", "pruning", "probing", "revival")
+
+
+def body(**changes):
+    return {**yaml.safe_load(TINY), **changes}
+
+
+def planned(**changes) -> Plan:
+    return plan(parse_study(body(**changes)))
+
+
+def keys(made: Plan) -> dict[str, str]:
+    return {stage.name: stage.key for stage in made.stages}
+
+
+def changed(path: str, value) -> Plan:
+    """The tiny study with one value changed."""
+    one = copy.deepcopy(body())
+    place = one
+    *sections, last = path.split(".")
+    for section in sections:
+        place = place.setdefault(section, {})
+    place[last] = value
+    return plan(parse_study(one))
+
+
+# --- shape
+
+
+def test_the_graph_of_the_tiny_study():
+    made = planned()
+    of = {stage.key: stage.name for stage in made.stages}
+    parents = {stage.name: [of[key] for key in stage.parents] for stage in made.stages}
+    models = ["pretrain-base-s0", "finetune-wrapped-s0", "pretrain-never_had_it-s0"]
+    arms = {
+        "reverse-revived-wrapped-s0": ["finetune-wrapped-s0"],
+        "reverse-never_had_it-s0": ["pretrain-never_had_it-s0"],
+        "reverse-scratch-s0": [],
+        "reverse-irrelevant-wrapped-s0": ["finetune-wrapped-s0"],
+    }
+    assert parents == {
+        "pretrain-base-s0": [],
+        "pretrain-never_had_it-s0": [],
+        "finetune-wrapped-s0": ["pretrain-base-s0"],
+        **arms,
+        "behaviour-wrapped-s0": models,
+        "pruning-wrapped-s0": models,
+        "probing-wrapped-s0": models,
+        "revival-wrapped-s0": [*models, *arms],
+    }
+    assert {stage.kind for stage in made.stages} == {"pretrain", "finetune", "reverse", "analyse"}
+    (pair,) = made.pairs
+    assert (pair.name, pair.seed, pair.capability, pair.tuned_on) == ("wrapped", 0, "count_a", "count_b")
+    assert list(pair.arms) == ["revived", "never_had_it", "scratch", "irrelevant"]
+    assert pair.never is not None
+    assert [pair.base.name, pair.tuned.name, pair.never.name] == models
+
+
+def test_what_each_arm_trains_on():
+    arms = planned().pairs[0].arms
+    protocols = {arm: stage.spec["protocol"]["name"] for arm, stage in arms.items()}
+    assert protocols == {a: "single_operand" for a in arms} | {"irrelevant": "other_families"}
+    assert {stage.spec["protocol"]["settings"]["capability"] for stage in arms.values()} == {"count_a"}
+    assert all("correlation" not in stage.spec["protocol"]["settings"] for stage in arms.values())
+    # all are measured alike, where the shortcut fails
+    (sets,) = {str(stage.spec["evaluation"]["sets"]) for stage in arms.values()}
+    assert "'capability': 'count_a'" in sets
+    assert "'share': 0.0" in sets
+
+
+def test_a_fine_tune_is_measured_on_both_abilities_with_and_without_the_shortcut():
+    sets = planned().pairs[0].tuned.spec["evaluation"]["sets"]
+    cells = [(s["capability"], s["correlation"]["share"]) for s in sets]
+    assert cells == [("count_a", 0.0), ("count_a", 1.0), ("count_b", 0.0), ("count_b", 1.0)]
+    assert {(s["correlation"]["target"], s["correlation"]["partner"], s["correlation"]["offset"]) for s in sets} == {
+        ("count_b", "count_a", 1)
+    }
+    plain = planned(finetune={"second": SECOND}).pairs[0].tuned.spec["evaluation"]["sets"]
+    assert plain == [{"capability": "count_a", "correlation": None}, {"capability": "count_b", "correlation": None}]
+
+
+def test_every_seed_has_its_own_stages():
+    made = planned(seeds=[0, 3])
+    for seed in (0, 3):
+        mine = {s.name for s in made.stages if s.seed == seed}
+        assert mine == {name.replace("-s0", f"-s{seed}") for name in keys(planned())}
+        assert all(s.spec["seed"] == seed for s in made.stages if s.seed == seed)
+    assert [(pair.name, pair.seed) for pair in made.pairs] == [("wrapped", 0), ("wrapped", 3)]
+
+
+def test_pairs_share_what_is_the_same():
+    first = body()["finetune"]["wrapped"]
+    made = planned(finetune={"wrapped": first, "more": {**first, "steps": 9}, "again": first})
+    names = [stage.name for stage in made.stages]
+    assert len({stage.key for stage in made.stages}) == len(names) == len(set(names))
+    for shared in ("pretrain-base-s0", "pretrain-never_had_it-s0", "reverse-never_had_it-s0", "reverse-scratch-s0"):
+        assert names.count(shared) == 1
+    one, more, again = made.pairs
+    assert one.arms["scratch"] is more.arms["scratch"]
+    assert one.arms["revived"].key != more.arms["revived"].key
+    assert (one.tuned, one.analyses["behaviour"]) == (again.tuned, again.analyses["behaviour"])  # equal but for its name
+
+
+def test_without_revive_there_are_no_arms_and_no_analysis_that_needs_them():
+    one = body()
+    del one["revive"]
+    (pair,) = plan(parse_study(one)).pairs
+    assert pair.arms == {}
+    assert list(pair.analyses) == [a for a in ANALYSES if "arms" not in analyses[a].needs] == ["behaviour", "pruning", "probing"]
+    assert pair.capability == "count_a"  # what the correlation hides
+    del one["finetune"]["wrapped"]["correlation"]
+    assert plan(parse_study(one)).pairs[0].capability == "count_b"
+
+
+def test_revive_can_leave_pairs_out():
+    first = body()["finetune"]["wrapped"]
+    revive = {**body()["revive"], "pairs": ["more"], "arms": ["revived", "scratch"]}
+    wrapped, more = planned(finetune={"wrapped": first, "more": {**first, "steps": 9}}, revive=revive).pairs
+    assert (wrapped.arms, "revival" in wrapped.analyses) == ({}, False)
+    assert (list(more.arms), "revival" in more.analyses) == (["revived", "scratch"], True)
+
+
+def test_a_pair_is_held_against_the_first_pretrained_model_or_another():
+    made = planned(finetune={"a": {**SECOND, "against": None}, "b": {**SECOND, "against": "never_had_it"}, "c": SECOND})
+    assert [pair.base.name for pair in made.pairs] == ["pretrain-base-s0", "pretrain-never_had_it-s0", "pretrain-base-s0"]
+    assert {pair.tuned.parents for pair in made.pairs} == {(keys(made)["pretrain-never_had_it-s0"],)}
+
+
+# --- keys
+
+
+def test_keys_do_not_depend_on_what_else_there_is():
+    before = set(keys(planned()).values())
+    first = body()["finetune"]["wrapped"]
+    for more in (
+        planned(study="other", note="words"),
+        planned(seeds=[5, 0]),
+        planned(finetune={"second": SECOND, "wrapped": first}),
+        planned(finetune={"wrapped": first, "second": SECOND}, analyses=["revival", "behaviour", "probing", "pruning"]),
+        planned(pretrain={**body()["pretrain"], "third": body()["pretrain"]["base"] | {"steps": 3}}),
+    ):
+        assert before <= {stage.key for stage in more.stages}
+    assert before == set(keys(planned(task=dict(reversed(body()["task"].items())))).values())
+
+
+STAGES = {
+    "pretrain.base.steps": {"pretrain-base", "finetune", "reverse-revived", "reverse-irrelevant", *ANALYSES},
+    "pretrain.never_had_it.steps": {"pretrain-never_had_it", "reverse-never_had_it", *ANALYSES},
+    "finetune.wrapped.steps": {"finetune", "reverse-revived", "reverse-irrelevant", *ANALYSES},
+    "revive.steps": {"reverse", "revival"},
+    "evaluation.final_examples": set(ANALYSES),
+}
+
+
+@pytest.mark.parametrize("path", STAGES)
+def test_a_change_reaches_the_stage_and_its_descendants_alone(path):
+    before, after = keys(planned()), keys(changed(path, 17))
+    assert before.keys() == after.keys()
+    moved = {name for name in before if before[name] != after[name]}
+    assert moved == {name for name in before if name.startswith(tuple(STAGES[path]))}
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("pretrain.base.lr", 1e-3),
+        ("pretrain.base.batch_size", 9),
+        ("pretrain.base.clip", 2.0),
+        ("pretrain.base.schedule", {"kind": "constant"}),
+        ("pretrain.base.optimizer", {"weight_decay": 0.1}),
+        ("pretrain.base.operand_prior", {"a": 1.0}),
+        ("pretrain.base.balanced_fraction", 0.25),
+        ("pretrain.base.precision", "bf16"),
+        ("model.mlp_width", 24),
+        ("task.window", 7),
+        ("evaluation.examples", 17),
+        ("finetune.wrapped.correlation.share", 0.5),
+        ("finetune.wrapped.correlation.offset", -1),
+        ("finetune.wrapped.capability", "count_c"),
+        ("finetune.wrapped.from", "never_had_it"),
+        ("finetune.wrapped.against", "never_had_it"),
+        ("revive.stop", {"accuracy": 0.9}),
+        ("revive.capability", "count_c"),
+        ("analyses", {"revival": {}, "pruning": {"n": 32}}),
+        ("seeds", [1]),
+    ],
+)
+def test_no_setting_is_left_out_of_the_keys(path, value):
+    before, after = planned(), changed(path, value)
+    assert {s.key for s in after.stages} - {s.key for s in before.stages}
+    assert before.pairs[0].analyses["revival"].key != after.pairs[0].analyses["revival"].key or path == "analyses"
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    seeds=st.lists(st.integers(0, 9), min_size=1, max_size=3, unique=True),
+    tunes=st.permutations(["wrapped", "second", "third"]),
+    chosen=st.lists(st.sampled_from(ANALYSES), unique=True),
+    arms=st.lists(st.sampled_from(["revived", "never_had_it", "scratch", "irrelevant"]), unique=True),
+)
+def test_parents_come_first_and_keys_are_unique(seeds, tunes, chosen, arms):
+    every = {"wrapped": body()["finetune"]["wrapped"], "second": SECOND, "third": {**SECOND, "steps": 0}}
+    made = planned(
+        seeds=seeds, finetune={name: every[name] for name in tunes}, analyses=chosen, revive={**body()["revive"], "arms": arms}
+    )
+    seen: set[str] = set()
+    for stage in made.stages:
+        assert seen.issuperset(stage.parents)
+        assert stage.key not in seen
+        seen.add(stage.key)
+    assert [(p.name, p.seed) for p in made.pairs] == [(name, seed) for seed in seeds for name in tunes]
+
+
+def test_costs_grow_with_the_work():
+    cheap, dear = planned(), changed("pretrain.base.steps", 2000)
+    assert all(stage.seconds > 0 and stage.bytes > 0 for stage in cheap.stages)
+    assert dear.stages[0].seconds > 50 * cheap.stages[0].seconds
+    assert dear.stages[0].bytes > cheap.stages[0].bytes
+    wide = changed("model.width", 64).stages[0]
+    assert wide.seconds / cheap.stages[0].seconds == pytest.approx(wide.bytes / cheap.stages[0].bytes)
+
+
+def test_the_estimate_of_disk_is_what_the_weights_take(whole):
+    for stage, run in whole.runs():
+        if stage.kind == "pretrain":
+            assert run is not None
+            weights = sum((c.path / "model.safetensors").stat().st_size for c in run.checkpoints)
+            assert weights / 2 < stage.bytes < 3 * weights
+
+
+# --- what is done
+
+
+def test_missing_and_done(whole, tmp_path):
+    assert whole.plan.missing(whole.store) == ()
+    assert whole.plan.missing(Store(tmp_path / "empty")) == whole.plan.stages
+    more = plan(parse_study(body(seeds=[0, 1])))
+    assert {stage.seed for stage in more.missing(whole.store)} == {1}
+    assert is_done(whole.store, whole.plan.stages[0])
+
+
+# --- impossible cells are refused by name
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("finetune.wrapped.correlation.offset", 100, "finetune.wrapped: offset 100 .* does not fit the window 6"),
+        ("finetune.wrapped.correlation.with", "token", "finetune.wrapped: .*different families"),
+        ("finetune.wrapped.correlation.with", "count_b", "correlation of 'count_b' with itself"),
+        ("finetune.wrapped.capability", "count_z", "finetune.wrapped: .*no capability 'count_z'; did you mean"),
+        ("revive.capability", "count_z", "finetune.wrapped: .*no capability 'count_z'; did you mean"),
+        ("pretrain.base.operand_prior", {"a": 0.5}, "pretrain.base: operand_prior sums to 0.5"),
+        ("pretrain.base.operand_prior", {"z": 1.0}, "pretrain.base: operand_prior names 'z', which is no terminal"),
+        ("pretrain.base.protocol", "nope", "pretrain.base: there is no protocol 'nope'"),
+        ("pretrain.base.unheard_of", 1, "pretrain.base: .*'unheard_of'"),
+        ("revive.irrelevant_protocol", "nope", "reverse.irrelevant-wrapped: there is no protocol 'nope'"),
+        ("task.families", ["count"], "reverse.irrelevant-wrapped: the task has no family besides 'count'"),
+        ("task.kind", "nope", "there is no task 'nope'"),
+        ("task.window", 13, "window"),
+        ("analyses", {"pruning": {"nn": 3}}, "pruning has no setting 'nn'; did you mean 'n'"),
+        ("analyses", {"pruning": {"n": 2}}, "pruning: n is 2"),
+        ("pretrain.base.lr", float("inf"), "lr is inf; use a finite number"),
+    ],
+)
+def test_an_impossible_cell_is_refused_by_name(path, value, message):
+    with pytest.raises(UserError, match=message):
+        _ = [stage.key for stage in changed(path, value).stages]

@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workbench.results import Evidence, Metric, Result
+from workbench.verdict import ERASED, HAS_IT, MASKED, UNTOUCHED, Verdict, as_json, judge_kept, judge_trained
+
+
+def headline(name: str, **numbers) -> Result:
+    """`metric=value`, `(value, low, high)` or `(value, low, high, bound)`."""
+    metrics = []
+    for metric, given_ in numbers.items():
+        value, low, high, *bound = given_ if isinstance(given_, tuple) else (given_,) * 3
+        metrics.append(Metric(metric, value, low, high, 500, bound=bound[0] if bound else "exact"))
+    return Result(name, {}, tuple(metrics))
+
+
+def behaviour(base, tuned, change=None) -> Result:
+    """Chance is .2; the change's interval is as wide as it can be unless given."""
+    change = change or (tuned[0] - base[0], tuned[1] - base[2], tuned[2] - base[1])
+    return headline("behaviour", base_pt=base, tuned_pt=tuned, change_pt=change, chance_pt=0.2)
+
+
+def kept(base, tuned, ratio=None, change=None) -> tuple[str, str]:
+    results = {"behaviour": behaviour(base, tuned, change)}
+    if ratio is not None:
+        results["revival"] = headline("revival", ratio=ratio)
+    return judge_kept(results, "count_a")
+
+
+def line(direction, analysis="pruning", capability="count_a") -> Evidence:
+    return Evidence(analysis, "gain", 0.5, 0.4, 0.6, 500, direction, f"it points to {direction}.", capability)
+
+
+SURE, LOST = (0.99, 0.98, 1.0), (0.3, 0.26, 0.34)
+
+
+# --- the ability that may be lost
+
+
+@pytest.mark.parametrize(
+    ("base", "tuned", "ratio", "verdict", "reason"),
+    [
+        # unchanged, or not for sure
+        (SURE, (0.985, 0.975, 0.995), None, "untouched", "within 0.05 of the base"),
+        (SURE, SURE, (0.1, 0.1, 0.1), "untouched", "within 0.05"),
+        (SURE, (0.96, 0.92, 0.98), None, "inconclusive", "the interval of the change crosses 0.05"),
+        ((0.9, 0.88, 0.92), (0.94, 0.90, 0.97), None, "inconclusive", "crosses 0.05"),
+        ((0.9, 0.88, 0.92), (0.99, 0.98, 1.0), None, "altered", "became better"),
+        # the base must have it: chance .2 makes the bar .84
+        ((0.85, 0.83, 0.87), LOST, (0.1, 0.1, 0.1), "inconclusive", "the base does not have the ability for sure"),
+        ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), None, "untouched", "within 0.05 of the base, which does not have it for sure either"),
+        ((0.86, 0.845, 0.88), LOST, (0.1, 0.1, 0.1), "masked", "went from 0.86 to 0.30 (chance 0.20)"),
+        # lost: revival decides
+        (SURE, LOST, None, "inconclusive", "no reverse fine-tuning with a model that never had it was run"),
+        (SURE, LOST, (0.1, 0.05, 0.2), "masked", "takes 0.10 [0.05, 0.20] of the steps"),
+        (SURE, LOST, (1 / 3, 1 / 3, 1 / 3), "masked", "0.33"),
+        (SURE, LOST, (0.3, 0.2, 0.4), "inconclusive", "the interval crosses 0.33"),
+        (SURE, LOST, (0.5, 0.4, 0.6), "altered", "takes 0.50 [0.40, 0.60]"),
+        (SURE, LOST, (0.7, 0.6, 0.9), "inconclusive", "the interval crosses 0.80"),
+        (SURE, LOST, (0.6, 0.3, 0.9), "inconclusive", "the interval crosses 0.33 and 0.80"),
+        (SURE, LOST, (0.8, 0.8, 0.8), "erased", "0.80"),
+        (SURE, LOST, (1.2, 0.9, 1.5), "erased", "1.20"),
+        # bounds: at most, at least, nothing
+        (SURE, LOST, (0.1, 0.05, 0.2, "upper"), "masked", "takes at most 0.10"),
+        (SURE, LOST, (0.9, 0.85, 1.0, "upper"), "inconclusive", "a bound alone does not decide"),
+        (SURE, LOST, (0.5, 0.4, 0.6, "upper"), "inconclusive", "a bound alone does not decide"),
+        (SURE, LOST, (1.1, 0.9, 1.3, "lower"), "erased", "takes at least 1.10"),
+        (SURE, LOST, (0.1, 0.05, 0.2, "lower"), "inconclusive", "a bound alone does not decide"),
+        (SURE, LOST, (0.5, 0.4, 0.6, "lower"), "inconclusive", "a bound alone does not decide"),
+        (SURE, LOST, (math.nan, math.nan, math.nan, "undefined"), "inconclusive", "neither the tuned model nor the one that never"),
+        (SURE, LOST, (math.nan, math.nan, math.nan), "inconclusive", "a bound alone does not decide"),
+    ],
+)
+def test_the_verdict_on_a_kept_ability(base, tuned, ratio, verdict, reason):
+    found, why = kept(base, tuned, ratio)
+    assert found == verdict, why
+    assert reason in why
+
+
+def test_the_change_on_the_same_texts_decides_and_not_the_two_intervals():
+    wide = (0.95, 0.91, 0.98)
+    assert kept(wide, wide)[0] == "inconclusive"
+    assert kept(wide, wide, change=(0.0, -0.01, 0.01))[0] == "untouched"
+    assert kept(wide, wide, change=(0.0, -0.01, 0.06))[0] == "inconclusive"
+    assert kept(wide, wide, change=(0.0, -0.06, 0.01))[0] == "inconclusive"
+
+
+def test_missing_analyses_decide_nothing():
+    assert judge_kept({}, "count_a") == ("inconclusive", "behaviour was not measured.")
+    assert judge_trained({}, "count_b") == ("inconclusive", "behaviour was not measured.")
+    results = {"behaviour": behaviour(SURE, LOST), "revival": headline("revival")}
+    found, why = judge_kept(results, "count_a")
+    assert found == "inconclusive"
+    assert "the ratio to the model that never had it was not measured" in why
+
+
+MASKING, ERASING, BETWEEN = (0.1, 0.1, 0.1), (1.0, 1.0, 1.0), (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "lines", "verdict"),
+    [
+        (MASKING, [line("masked"), line("neutral", "probing"), line("uninformative", "patching")], "masked"),
+        (MASKING, [line("neutral", "probing"), line("erased")], "inconclusive"),
+        (ERASING, [line("masked")], "inconclusive"),
+        (ERASING, [line("erased")], "erased"),
+        (MASKING, [line("untouched"), line("learned", "probing")], "masked"),
+        (BETWEEN, [line("masked"), line("erased", "probing")], "altered"),
+        (MASKING, [line("erased", capability="")], "inconclusive"),
+        (MASKING, [line("erased", capability="count_b")], "masked"),  # speaks of another ability
+        (MASKING, [line("erased", "revival"), line("erased", "behaviour")], "masked"),  # they have decided already
+    ],
+)
+def test_evidence_of_others_can_only_contradict(ratio, lines, verdict):
+    results = {"behaviour": behaviour(SURE, LOST), "revival": headline("revival", ratio=ratio)}
+    for e in lines:
+        old = results.get(e.analysis, Result(e.analysis, {}, ()))
+        results[e.analysis] = Result(e.analysis, {}, old.headline, (e,))
+    found, why = judge_kept(results, "count_a")
+    assert found == verdict
+    if verdict == "inconclusive":
+        assert "contradicts: it points to" in why
+
+
+def test_the_interval_of_a_change_is_newcombes():
+    # Newcombe 1998, table II, 56/70 - 48/80 with Wilson intervals: method 10 gives (.0524, .3339)
+    from workbench.verdict import _difference
+
+    a, b = Metric("a", 56 / 70, 0.6918, 0.8770, 70), Metric("b", 48 / 80, 0.4905, 0.7004, 80)
+    found = _difference(a, b)
+    assert (found.low, found.high) == pytest.approx((0.0524, 0.3339), abs=2e-4)
+
+
+interval = st.tuples(*[st.floats(0, 3)] * 3).map(sorted).map(lambda x: (x[1], x[0], x[2]))
+
+
+@given(ratio=interval, bound=st.sampled_from(["exact", "upper", "lower"]), shrink=st.floats(0, 1))
+def test_a_narrower_interval_never_changes_one_decision_into_another(ratio, bound, shrink):
+    value, low, high = ratio
+    wide = kept(SURE, LOST, (*ratio, bound))[0]
+    narrow = kept(SURE, LOST, (value, value - shrink * (value - low), value + shrink * (high - value), bound))[0]
+    assert wide in ("inconclusive", narrow)
+    if wide == "masked":
+        assert high <= MASKED
+    if wide == "erased":
+        assert low >= ERASED
+
+
+@given(base=interval.map(lambda x: tuple(v / 3 for v in x)), tuned=interval.map(lambda x: tuple(v / 3 for v in x)))
+def test_without_revival_nothing_is_called_masked_or_erased(base, tuned):
+    verdict, reason = kept(base, tuned)
+    assert verdict in ("untouched", "altered", "inconclusive")
+    assert reason.endswith(".")
+    if verdict == "untouched":
+        assert abs(base[0] - tuned[0]) <= UNTOUCHED
+        assert ("does not have it for sure" in reason) == (base[1] < 0.2 + HAS_IT * 0.8)
+
+
+# --- the ability that was trained
+
+
+@pytest.mark.parametrize(
+    ("base", "tuned", "shortcut", "verdict", "reason"),
+    [
+        ((0.2, 0.15, 0.25), (0.97, 0.95, 0.99), 1.0, "learned", "where the shortcut fails went from 0.20 to 0.97"),
+        ((0.2, 0.15, 0.25), (0.85, 0.845, 0.9), 1.0, "learned", ""),
+        (SURE, (0.985, 0.975, 0.995), 1.0, "untouched", "within 0.05 of the base"),
+        ((0.2, 0.18, 0.22), (0.21, 0.19, 0.23), 1.0, "untouched", "which does not have it for sure either"),
+        ((0.2, 0.15, 0.25), LOST, 0.98, "inconclusive", "it answers 0.98 right where the shortcut holds"),
+        ((0.2, 0.15, 0.25), (0.86, 0.82, 0.9), 1.0, "inconclusive", "an interval crosses 0.84"),
+        ((0.84, 0.8, 0.88), (0.97, 0.95, 0.99), 1.0, "inconclusive", "an interval crosses 0.84"),
+        (SURE, LOST, 1.0, "inconclusive", "the loss was not followed by reverse fine-tuning"),
+    ],
+)
+def test_the_verdict_on_a_trained_ability(base, tuned, shortcut, verdict, reason):
+    numbers = headline("behaviour", base_ft=base, tuned_ft=tuned, chance_ft=0.2, tuned_ft_correlated=shortcut)
+    found, why = judge_trained({"behaviour": numbers}, "count_b")
+    assert found == verdict, why
+    assert reason in why
+
+
+def test_neither_learned_nor_its_shortcut():
+    numbers = headline("behaviour", base_ft=0.2, tuned_ft=0.3, chance_ft=0.2, tuned_ft_correlated=0.5)
+    found, why = judge_trained({"behaviour": numbers}, "count_b")
+    assert (found, "neither model has the ability" in why, "shortcut holds" in why) == ("inconclusive", True, False)
+
+
+def test_a_trained_ability_without_a_correlation_has_no_shortcut():
+    numbers = headline("behaviour", base_ft=0.2, tuned_ft=0.3, chance_ft=0.2)
+    found, why = judge_trained({"behaviour": numbers}, "count_b")
+    assert found == "inconclusive"
+    assert "neither model has the ability" in why
+
+
+# --- as JSON
+
+
+def test_json_is_strict_and_whole():
+    missing = Evidence("revival", "ratio", math.nan, -math.inf, math.inf, 16, "uninformative", "no ratio", "count_a", "undefined")
+    verdict = Verdict("wrapped", "wrapped", "count_a", (0, 1), "masked", "because", (missing,))
+    body = json.loads(json.dumps(as_json("demo", [verdict]), allow_nan=False))
+    assert body == {
+        "study": "demo",
+        "pairs": [
+            {
+                "name": "wrapped",
+                "tuned": "wrapped",
+                "capability": "count_a",
+                "seeds": [0, 1],
+                "verdict": "masked",
+                "reason": "because",
+                "evidence": [
+                    {
+                        "analysis": "revival",
+                        "metric": "ratio",
+                        "value": None,
+                        "low": None,
+                        "high": None,
+                        "n": 16,
+                        "direction": "uninformative",
+                        "bound": "undefined",
+                        "text": "no ratio",
+                    }
+                ],
+            }
+        ],
+    }
