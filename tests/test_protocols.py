@@ -43,12 +43,12 @@ def test_a_package_of_ones_own_adds_a_task_and_a_protocol(plug_in):
 def test_unknown_names_are_answered_by_a_near_one(plug_in):
     plug_in("workbench.tasks", "pcfg", "builtins:dict")
     plug_in("workbench.protocols", "pretraining", "builtins:dict")
-    with pytest.raises(UserError, match="there is no task 'pfcg'; did you mean 'pcfg'?"):
+    with pytest.raises(UserError, match=r"there is no task 'pfcg'; did you mean 'pcfg'\?"):
         load_task({"kind": "pfcg"})
     task = object.__new__(type("T", (), dict.fromkeys(("vocab_size", "context", "capabilities"), 0)))
     for name in ("family", "capability", "describe"):
         setattr(task, name, print)
-    with pytest.raises(UserError, match="there is no protocol 'pretrain'; did you mean 'pretraining'?"):
+    with pytest.raises(UserError, match=r"there is no protocol 'pretrain'; did you mean 'pretraining'\?"):
         load_protocol("pretrain", task, {}, 4, 0)
 
 

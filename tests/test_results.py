@@ -5,6 +5,8 @@ import math
 from dataclasses import replace
 
 import pandas as pd
+import plotly.graph_objects as go
+import plotly.io as pio
 import pytest
 
 from workbench.errors import UserError
@@ -101,7 +103,7 @@ def test_what_cannot_be_read_is_refused_with_a_sentence(result, tmp_path, damage
 def test_another_schema_is_named(result, tmp_path):
     result.save(tmp_path)
     _json(lambda body: {**body, "schema": 99})(tmp_path)
-    with pytest.raises(UserError, match="result.json has schema 99, this version reads 1; run the analysis again"):
+    with pytest.raises(UserError, match=r"result\.json has schema 99, this version reads 1; run the analysis again"):
         Result.load(tmp_path)
 
 
@@ -121,7 +123,13 @@ def test_draws_can_be_left_out(result):
     assert len(result.headline[0].draws) == 3
 
 
-def test_a_notebook_shows_the_headline_and_a_figure():
-    shown = Result("something new", {}, (Metric("gap", 0.25, 0.2, 0.3, 100),))._repr_mimebundle_()
+@pytest.mark.parametrize("renderer", ["plotly_mimetype", ""])
+def test_a_notebook_shows_the_headline_and_a_figure_or_plain_text(monkeypatch, renderer):
+    monkeypatch.setattr("workbench.figures.figure", lambda result: go.Figure(go.Scatter(y=[1, 2], name=result.name)))
+    monkeypatch.setattr(pio.renderers, "default", renderer)
+    shown = Result("lookup", {}, (Metric("gap", 0.25, 0.2, 0.3, 100),))._repr_mimebundle_()
     assert "0.25" in shown["text/html"]
-    assert len(shown) > 1
+    if renderer:
+        assert shown["application/vnd.plotly.v1+json"]["data"][0]["name"] == "lookup"
+    else:
+        assert "gap" in shown["text/plain"]

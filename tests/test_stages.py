@@ -77,7 +77,9 @@ def test_a_training_stage_leaves_its_grid_measured_and_saved(whole):
     assert [c.step for c in run.checkpoints] == grid == [0, 5, 7, 8]
     rows = run.evaluations()
     cells = [("count_a", 0.0), ("count_a", 1.0), ("count_b", 0.0), ("count_b", 1.0)]
-    assert list(zip(rows["step"], rows["capability"], rows["share"], strict=True)) == [(s, *cell) for s in grid for cell in cells]
+    assert list(zip(rows["step"], rows["capability"], rows["share"], strict=True)) == [
+        (s, *cell) for s in grid for cell in cells
+    ]
     assert {len(values) for values in rows["values"]} == {16}
     assert {float(v) for values in rows["values"] for v in values} <= {0.0, 1.0}
     metrics = run.metrics()
@@ -224,7 +226,9 @@ def test_the_stop_rule_counts_over_an_interruption(revives, store):
 
 def test_half_a_parent_is_no_parent(whole, store, copied):
     for start in ("finetune", "behaviour", "reverse-revived"):
-        with pytest.raises(UserError, match=r"run [0-9a-f]{10}, which this stage starts from, is not done; run the study again"):
+        with pytest.raises(
+            UserError, match=r"run [0-9a-f]{10}, which this stage starts from, is not done; run the study again"
+        ):
             execute(stage_of(whole, start), store, "cut", "cpu")
     assert store.runs() == []
     interrupt(stage_of(whole, "pretrain-base"), store, 6)
@@ -284,7 +288,9 @@ def test_a_full_disk_leaves_earlier_checkpoints_whole_and_the_rerun_completes(wh
         real(path)
 
     monkeypatch.setattr(workbench.files, "_sync", sync)
-    with pytest.raises(DiskFull, match=r"step-\d+ was not written because the disk .* is full .*make room and run the same command"):
+    with pytest.raises(
+        DiskFull, match=r"step-\d+ was not written because the disk .* is full .*make room and run the same command"
+    ):
         execute(stage, store, "full", "cpu")
     monkeypatch.setattr(workbench.files, "_sync", real)
     run = found(store, stage)

@@ -54,7 +54,13 @@ SURE, LOST = (0.99, 0.98, 1.0), (0.3, 0.26, 0.34)
         ((0.9, 0.88, 0.92), (0.99, 0.98, 1.0), None, "altered", "became better"),
         # the base must have it: chance .2 makes the bar .84
         ((0.85, 0.83, 0.87), LOST, (0.1, 0.1, 0.1), "inconclusive", "the base does not have the ability for sure"),
-        ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), None, "untouched", "within 0.05 of the base, which does not have it for sure either"),
+        (
+            (0.5, 0.5, 0.5),
+            (0.5, 0.5, 0.5),
+            None,
+            "untouched",
+            "within 0.05 of the base, which does not have it for sure either",
+        ),
         ((0.86, 0.845, 0.88), LOST, (0.1, 0.1, 0.1), "masked", "went from 0.86 to 0.30 (chance 0.20)"),
         # lost: revival decides
         (SURE, LOST, None, "inconclusive", "no reverse fine-tuning with a model that never had it was run"),
@@ -73,7 +79,13 @@ SURE, LOST = (0.99, 0.98, 1.0), (0.3, 0.26, 0.34)
         (SURE, LOST, (1.1, 0.9, 1.3, "lower"), "erased", "takes at least 1.10"),
         (SURE, LOST, (0.1, 0.05, 0.2, "lower"), "inconclusive", "a bound alone does not decide"),
         (SURE, LOST, (0.5, 0.4, 0.6, "lower"), "inconclusive", "a bound alone does not decide"),
-        (SURE, LOST, (math.nan, math.nan, math.nan, "undefined"), "inconclusive", "neither the tuned model nor the one that never"),
+        (
+            SURE,
+            LOST,
+            (math.nan, math.nan, math.nan, "undefined"),
+            "inconclusive",
+            "neither the tuned model nor the one that never",
+        ),
         (SURE, LOST, (math.nan, math.nan, math.nan), "inconclusive", "a bound alone does not decide"),
     ],
 )
@@ -202,7 +214,9 @@ def test_a_trained_ability_without_a_correlation_has_no_shortcut():
 
 
 def test_json_is_strict_and_whole():
-    missing = Evidence("revival", "ratio", math.nan, -math.inf, math.inf, 16, "uninformative", "no ratio", "count_a", "undefined")
+    missing = Evidence(
+        "revival", "ratio", math.nan, -math.inf, math.inf, 16, "uninformative", "no ratio", "count_a", "undefined"
+    )
     verdict = Verdict("wrapped", "wrapped", "count_a", (0, 1), "masked", "because", (missing,))
     body = json.loads(json.dumps(as_json("demo", [verdict]), allow_nan=False))
     assert body == {

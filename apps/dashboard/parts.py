@@ -194,7 +194,7 @@ def state_card(run: Run) -> None:
         st.info(f"Running: {plain(run.status.get('reason') or 'at work')}", icon=":material/progress_activity:")
     elif word == "damaged":
         st.error(f"Damaged: {reason}", icon=":material/broken_image:")
-        st.caption("Nothing else depends on reading it. To make it again:")
+        st.caption("Other runs can still be read. To make this one again, with what was made from it:")
         st.code(f"workbench runs remove {run.name} --with-children\n{again}", language="bash")
     else:
         st.warning(f"{word.capitalize()}: {reason}", icon=":material/error:")

@@ -108,7 +108,7 @@ def test_run_page_says_how_to_mend(open_page, stores):
     assert at.code[0].value == f"workbench runs remove {damaged.name} --with-children\nworkbench study run quickstart"
     at = open_page("damaged", "run", run="0123456789")  # the key alone is enough
     assert at.selectbox(key="run").value == "broken-s0-0123456789"
-    assert at.warning[0].value.startswith("Failed: ValueError: \\<b\\>loss")
+    assert at.warning[0].value.startswith("Failed: ValueError\\: \\<b\\>loss")
 
 
 def test_study_page_draws_what_the_notebook_draws(open_page, stores):

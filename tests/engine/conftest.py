@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import pytest
-
 from studies.tiny import TINY, TRAININGS, run_once
+
 from workbench.studies.handle import Study
 
 

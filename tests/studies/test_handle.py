@@ -145,7 +145,10 @@ def test_results_are_those_of_the_runs(whole):
 
 def test_verdicts_are_one_per_pair_and_ability(whole, tmp_path):
     kept, trained = whole.verdicts()
-    assert [(v.pair, v.capability, v.seeds) for v in (kept, trained)] == [("wrapped", "count_a", (0,)), ("wrapped", "count_b", (0,))]
+    assert [(v.pair, v.capability, v.seeds) for v in (kept, trained)] == [
+        ("wrapped", "count_a", (0,)),
+        ("wrapped", "count_b", (0,)),
+    ]
     assert {e.analysis for e in kept.evidence} == {"behaviour", "pruning", "probing", "revival"}
     assert {e.capability for e in kept.evidence} <= {"", "count_a"}
     assert {e.capability for e in trained.evidence} == {"count_b"}

@@ -6,8 +6,8 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from studies.tiny import TINY
+
 from workbench.errors import UserError
 from workbench.registry import analyses
 from workbench.runs import Store
@@ -123,7 +123,9 @@ def test_without_revive_there_are_no_arms_and_no_analysis_that_needs_them():
     del one["revive"]
     (pair,) = plan(parse_study(one)).pairs
     assert pair.arms == {}
-    assert list(pair.analyses) == [a for a in ANALYSES if "arms" not in analyses[a].needs] == ["behaviour", "pruning", "probing"]
+    assert (
+        list(pair.analyses) == [a for a in ANALYSES if "arms" not in analyses[a].needs] == ["behaviour", "pruning", "probing"]
+    )
     assert pair.capability == "count_a"  # what the correlation hides
     del one["finetune"]["wrapped"]["correlation"]
     assert plan(parse_study(one)).pairs[0].capability == "count_b"

@@ -8,8 +8,8 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-
 from studies.tiny import TINY, write_study
+
 from workbench.errors import UserError
 from workbench.models.spec import ModelSpec
 from workbench.studies.plan import plan
@@ -182,7 +182,12 @@ def test_a_rate_is_only_compared_with_fine_tunes_that_are_revived_and_trained(fi
 
 
 def test_overrides_reach_any_depth_and_are_read_as_yaml(file):
-    words = ["model.width=32", "revive.lr=3e-5", "task.families=[count, token, index]", "finetune.wrapped.correlation.share=0.5"]
+    words = [
+        "model.width=32",
+        "revive.lr=3e-5",
+        "task.families=[count, token, index]",
+        "finetune.wrapped.correlation.share=0.5",
+    ]
     spec = load_study(file, [*words, "revive.stop.accuracy=0.9", "note=a=b", "pretrain.base.balanced_fraction=1e-1"])
     assert spec.model.width == 32
     assert spec.revive is not None
@@ -245,7 +250,10 @@ def test_a_grid_makes_one_entry_per_combination(file):
     assert last.correlation is not None
     assert (last.lr, last.correlation.share, last.correlation.partner) == (0.01, 1.0, "count_a")
     assert spec.finetune["wrapped,lr=1e-3,share=0"].lr == 1e-3
-    assert load_study(file, ["pretrain.base.grid={steps: [3]}", "finetune.wrapped.from='base,steps=3'"]).reference == "base,steps=3"
+    assert (
+        load_study(file, ["pretrain.base.grid={steps: [3]}", "finetune.wrapped.from='base,steps=3'"]).reference
+        == "base,steps=3"
+    )
 
 
 def test_grid_members_equal_entries_written_out(file):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -44,12 +46,12 @@ def analyze(
     out: list[dict[str, Any]] = []
     for chosen in (pair,) if pair else study.pair_names:
         result, paths = study.analyze(chosen, name, values, seed)
-        printed = {**result.to_json(paths[0]), "pair": chosen}
+        printed = {**result.to_json(), "tables": _tables(paths), "pair": chosen}
         out.append(printed)
         if not json:
             rows = [
                 (m["metric"], f"{m['value']:.4g}", f"[{m['low']:.4g}, {m['high']:.4g}]", str(m["n"]), m["unit"], m["bound"])
-                for m in result.to_json(paths[0])["headline"]
+                for m in printed["headline"]
             ]
             seeds = ", ".join(str(s) for s in result.provenance.get("seeds", [result.provenance.get("seed")]))
             print_table(f"{name} of {chosen} (seeds {seeds})", ("measure", "value", "95 %", "n", "unit", "bound"), rows)
@@ -58,3 +60,9 @@ def analyze(
             say(f"  tables: {', '.join(str(path) for path in paths)}")
     if json:
         print_json(out[0] if pair else out)
+
+
+def _tables(runs: Sequence[Path]) -> dict[str, str]:
+    """Where the tables lie, by name; by name and seed (`table@s0`) where several runs hold one each."""
+    files = [(run.name.rsplit("-", 2)[1], file) for run in runs for file in sorted(run.glob("*.parquet"))]
+    return {file.stem if len(runs) == 1 else f"{file.stem}@{seed}": str(file) for seed, file in files}

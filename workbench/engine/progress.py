@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -96,13 +96,15 @@ class Terminal:
         self.bars.stop()
 
 
-def _note(values: dict[str, float]) -> str:
+def _note(values: Mapping[str, float | None]) -> str:
+    """What is known; a number that is none is null in a status."""
+    known = {name: value for name, value in values.items() if value is not None}
     parts: list[str] = []
-    if "loss" in values:
-        parts.append(f"loss {values['loss']:.3f}")
-    if "accuracy" in values:
-        parts.append(f"accuracy {values['accuracy']:.2f}")
-    if values.get("seconds_left"):
-        left = round(values["seconds_left"])
+    if "loss" in known:
+        parts.append(f"loss {known['loss']:.3f}")
+    if "accuracy" in known:
+        parts.append(f"accuracy {known['accuracy']:.2f}")
+    if known.get("seconds_left"):
+        left = round(known["seconds_left"])
         parts.append(f"{left // 60}:{left % 60:02d} left")
     return ", ".join(parts)

@@ -120,7 +120,7 @@ def finish(fig: go.Figure, title: str, subtitle: str, *, height: int = 460, top:
         bottom: margin for tick labels and the axis title.
     """
     traces: list[Any] = list(fig.data)
-    entries = [str(trace.name) for trace in traces if trace.showlegend is not False and trace.name]
+    entries = [str(t.name) for t in traces if t.name and getattr(t, "showlegend", None) is not False]
     columns = 2 if max(map(len, entries), default=0) < WIDE else 1
     legend = 20 * -(-len(entries) // columns) + 10 if entries else 0
     if title:

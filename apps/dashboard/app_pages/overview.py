@@ -71,14 +71,14 @@ def table(runs: tuple[Run, ...]) -> None:
     rows = [
         {
             "run": f"run?run={run.stage}-{run.key}",
+            "state": lineage.state(run),
+            "reason": run.damaged or run.status.get("reason") or "",
             "study": run.study,
             "kind": lineage.KINDS.get(run.kind, run.kind or "unknown"),
-            "state": lineage.state(run),
             "seed": run.seed,
             "step": run.status.get("step"),
             "steps": run.status.get("steps"),
             "seconds": run.status.get("seconds"),
-            "reason": run.damaged or run.status.get("reason") or "",
             "updated": str(run.status.get("updated") or "")[:19].replace("T", " "),
         }
         for run in sorted(runs, key=lambda run: order.get(lineage.state(run), 4))
@@ -89,7 +89,8 @@ def table(runs: tuple[Run, ...]) -> None:
         key="runs",
         alt=lineage.alt(runs),
         column_config={
-            "run": st.column_config.LinkColumn("run", display_text=r"run\?run=(.*)", width="medium"),
+            "run": st.column_config.LinkColumn("run", display_text=r"run\?run=(.*)", width=280),
+            "reason": st.column_config.TextColumn("reason", width="medium"),
             "seconds": st.column_config.NumberColumn("seconds", format="%.1f"),
         },
     )

@@ -11,7 +11,7 @@ from workbench.studies.handle import Study
 POOLED = "all seeds"
 
 
-def pickers(mark: str) -> tuple[Study, str, int | None] | None:
+def pickers() -> tuple[Study, str, int | None] | None:
     """Study, pair and seed; None when there is nothing to pick."""
     names = reading.store().studies()
     if not names:
@@ -31,7 +31,6 @@ def pickers(mark: str) -> tuple[Study, str, int | None] | None:
         pair = parts.pick("Pair", study.pair_names, "pair")
     with right:
         seed = parts.pick("Seed", [POOLED, *map(str, study.spec.seeds)], "seed")
-    del mark
     return study, pair, None if seed == POOLED else int(seed)
 
 
@@ -50,7 +49,7 @@ def main() -> None:
     """The page."""
     st.title("Study")
     mark = reading.mark()
-    chosen = pickers(mark)
+    chosen = pickers()
     if chosen is None:
         return
     study, pair, seed = chosen
@@ -66,11 +65,11 @@ def main() -> None:
         st.info("This study names no analyses.", icon=":material/info:")
         return
     if st.toggle("Side by side", key="side", bind="query-params", help="All analyses in two columns, for comparing."):
-        columns = st.columns(2, gap="large")
-        for index, name in enumerate(names):
-            with columns[index % 2], parts.seam(name):
-                st.subheader(name.capitalize(), divider="gray")
-                analysis(study, pair, name, seed, mark)
+        for start in range(0, len(names), 2):  # by rows, so that reading aloud follows the order of the study
+            for name, column in zip(names[start : start + 2], st.columns(2, gap="large"), strict=False):
+                with column, parts.seam(name):
+                    st.subheader(name.capitalize(), divider="gray")
+                    analysis(study, pair, name, seed, mark)
         return
     for name, tab in zip(names, st.tabs([n.capitalize() for n in names], key="analysis", on_change="rerun"), strict=True):
         if tab.open:

@@ -1,0 +1,58 @@
+"""`python -m tests.benchmarks`: speeds as ratios, with the bars that they should pass. Always ends with exit code 0.
+
+On a busy machine numbers say less: the load is printed, ratios are of CPU seconds of neighbours in time.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from tests.benchmarks.data import tokens_per_second
+from tests.benchmarks.startup import help_seconds
+from tests.benchmarks.training import LARGE, SMALL, Speed, compare
+
+Row = tuple[str, str, str, bool]
+
+
+def rows(short: bool) -> Iterator[Row]:
+    """`(what, measured, bar, passed)` one after the other; `short` only shows that everything runs."""
+    rate = tokens_per_second(32 if short else 320)
+    yield "finished tokens of the pretraining protocol, one core", f"{rate / 1e6:.1f} M/s", ">= 5 M/s", rate >= 5e6
+    for size, turns in ((SMALL, 24), (LARGE, 12)):
+        for answer_only in (False, True):
+            speed = compare(size, answer_only, 2 if short else turns)
+            kind = "answer-only" if answer_only else "full"
+            yield _step(f"training step, {size.name}, {kind} loss", speed)
+            if size is SMALL and not answer_only:
+                share = speed.batch_share
+                yield "share of that step spent on making the batch", f"{share:.1%}", "<= 3 %", share <= 0.03
+    seconds = help_seconds(1 if short else 7)
+    yield "workbench --help", f"{seconds:.2f} s", "< 0.7 s", seconds < 0.7
+
+
+def _step(what: str, speed: Speed) -> Row:
+    said = f"{speed.ratio:.2f}x plain ({speed.ours_ms:.1f} against {speed.plain_ms:.1f} ms, {speed.tokens:,} tokens)"
+    return what, said, ">= 0.95x", speed.ratio >= 0.95
+
+
+def main(short: bool = False) -> None:
+    """Measure and print."""
+    torch.set_num_threads(1)
+    table = Table("what", "measured", "bar", "", title=f"one thread, torch {torch.__version__}, load {os.getloadavg()[0]:.1f}")
+    for what, measured, bar, passed in rows(short):
+        table.add_row(what, measured, bar, "ok" if passed else "below")
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    console.print(table)
+    console.print(f"load at the end {os.getloadavg()[0]:.1f}")
+
+
+if __name__ == "__main__":
+    main(short="--short" in sys.argv[1:])

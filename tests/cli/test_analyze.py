@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from workbench.registry import analyses
+
+
+def test_the_list(cli):
+    rows = cli("analyze", "--list", "--json").json
+    assert [row["name"] for row in rows] == list(analyses.names())
+    assert all(set(row) == {"name", "summary"} for row in rows)
+    assert all(row["summary"] for row in rows)
+    assert {"behaviour", "pruning", "probing", "revival"} <= {row["name"] for row in rows}
+    assert "behaviour" in cli("analyze").out
+
+
+@pytest.mark.parametrize("name", ["behaviour", "revival"])  # the ratio of the second was not measured: null, not NaN
+def test_one_pair_as_json(cli, copied, name):
+    body = cli("analyze", "tiny:wrapped", "--with", name, "--json").json
+    assert {"name", "headline", "tables"} <= set(body)
+    assert (body["name"], body["pair"]) == (name, "wrapped")
+    for metric in body["headline"]:
+        assert {"metric", "value", "low", "high", "n", "unit"} <= set(metric)
+    stored = copied.result("wrapped", name, seed=0)
+    assert stored is not None
+    assert set(body["tables"]) == set(stored.tables)
+    for table, path in body["tables"].items():
+        pd.testing.assert_frame_equal(pd.read_parquet(path), stored.tables[table])
+    assert {m["metric"] for m in body["headline"]} == {m.metric for m in stored.headline}
+    assert any(m["value"] is None for m in body["headline"]) == (name == "revival")
+
+
+def test_tables_of_several_seeds_are_told_apart(tmp_path):
+    from workbench.cli.analyze import _tables
+
+    for seed in (0, 1):
+        run = tmp_path / f"pruning-my-pair-s{seed}-0123456789"
+        run.mkdir()
+        (run / "table.parquet").touch()
+    runs = sorted(tmp_path.iterdir())
+    assert _tables(runs) == {f"table@s{seed}": str(run / "table.parquet") for seed, run in enumerate(runs)}
+    assert _tables(runs[1:]) == {"table": str(runs[1] / "table.parquet")}
+
+
+def test_a_whole_study_is_a_list_of_pairs(cli, copied):
+    (only,) = cli("analyze", "tiny", "--with", "behaviour", "--json").json
+    assert only["pair"] == "wrapped"
+
+
+def test_a_changed_setting_is_a_run_of_its_own(cli, copied):
+    before = {run.name for run in copied.store.runs()}
+    body = cli("analyze", "tiny:wrapped", "--with", "behaviour", "--set", "n=32", "--json").json
+    assert {m["n"] for m in body["headline"] if m["metric"] == "base_pt"} == {32}
+    (added,) = {run.name for run in copied.store.runs()} - before
+    assert all(added in path for path in body["tables"].values())
+    first = copied.result("wrapped", "behaviour")
+    assert first is not None
+    assert first.metric("base_pt").n == 16
+    cli("analyze", "tiny:wrapped", "--with", "behaviour", "--set", "n=32")
+    assert len(copied.store.runs()) == len(before) + 1
+
+
+def test_the_printed_form_names_limits_and_tables(cli, copied):
+    said = cli("analyze", "tiny:wrapped", "--with", "behaviour", "--seed", "0")
+    assert said.code == 0
+    assert "behaviour of wrapped (seeds 0)" in said.out
+    assert "base_pt" in said.out
+    assert "limit: Behaviour alone does not tell" in said.out
+    assert str(copied.store.root / "tiny") in said.out.replace("\n", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--with", "behaviour"], "name what to analyse: a study of the store, or study:pair"),
+        (["tinny", "--with", "behaviour"], "has no study 'tinny'; did you mean 'tiny'?"),
+        (["tiny:wraped", "--with", "behaviour"], "study 'tiny' has no pair 'wraped'; did you mean 'wrapped'?"),
+        (["tiny", "--with", "behavior"], "there is no analysis 'behavior'; did you mean 'behaviour'?"),
+        (["tiny", "--with", "behaviour", "--set", "m=3"], "behaviour has no setting 'm'"),
+        (["tiny", "--with", "behaviour", "--set", "n=2"], "behaviour: n is 2"),
+        (["tiny", "--with", "behaviour", "--set", "n"], "has no '='"),
+        (["tiny", "--with", "behaviour", "--seed", "9"], "behaviour cannot run on 'wrapped': no such seed"),
+    ],
+)
+def test_bad_input_is_one_sentence(cli, copied, words, message):
+    assert message in cli("analyze", *words).sentence
+    assert len(copied.store.runs()) == 11
