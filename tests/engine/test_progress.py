@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from contextlib import suppress
 
 import pytest
 from rich.console import Console
@@ -25,7 +26,7 @@ def shown(monkeypatch):
 
 
 def write(store: Store, stage, **values: float) -> None:
-    with pytest.raises(KeyboardInterrupt), store.write("tiny", stage.name, stage.kind, stage.key, stage.spec) as writer:
+    with suppress(KeyboardInterrupt), store.write("tiny", stage.name, stage.kind, stage.key, stage.spec) as writer:
         writer.progress(30, 120, **values)
         raise KeyboardInterrupt
 

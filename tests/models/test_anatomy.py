@@ -140,14 +140,16 @@ def test_the_last_block_at_positions_is_the_whole_forward_there_in_values_and_gr
         assert torch.allclose(a.grad, b.grad, rtol=1e-9, atol=1e-12), name
 
 
-def test_the_last_blocks_mlp_sees_the_positions_alone(make_model, kind):
+@pytest.mark.parametrize(("site", "width"), [("attention_out", 16), ("mlp_in", 16), ("mlp_out", 24)])
+def test_the_last_block_sees_the_positions_alone(make_model, kind, site, width):
     model, shapes = make_model(kind), []
-    mlps = [block.get_submodule(anatomy(model).mlp_out) for block in blocks(model)]
-    for mlp in mlps:
-        mlp.register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape)))
+    for block in blocks(model):
+        name = getattr(anatomy(model), site)
+        module = block.get_submodule(name if isinstance(name, str) else name[0])
+        module.register_forward_hook(lambda _, inputs, output: shapes.append(tuple(inputs[0].shape)))
     with last_block_at(model, torch.tensor([[1]] * 5)):
         logits(model)
-    assert shapes == [(5, 9, 24), (5, 1, 24)]
+    assert shapes == [(5, 9, width), (5, 1, width)]
 
 
 def test_several_passes_in_one_context_are_independent(make_model, kind):

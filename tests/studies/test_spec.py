@@ -97,7 +97,7 @@ def test_a_file_that_is_not_there_or_not_text(tmp_path):
     with pytest.raises(UserError, match="cannot be read: File name too long"):
         load_study("x" * 5000)
     (tmp_path / "latin.yaml").write_bytes(b"study: gr\xf6\xdfer")
-    with pytest.raises(UserError, match="is not valid YAML: .*utf-8"):
+    with pytest.raises(UserError, match=r"is not valid YAML: .*utf-8"):
         load_study(tmp_path / "latin.yaml")
 
 
@@ -164,7 +164,7 @@ def test_a_name_cannot_lead_out_of_the_store(file, name):
 def test_never_had_it_must_be_pretrained_where_an_arm_needs_it(file):
     body = yaml.safe_load(TINY)
     del body["pretrain"]["never_had_it"]
-    with pytest.raises(UserError, match="revive.arms asks for never_had_it, but pretrain has no model of that name"):
+    with pytest.raises(UserError, match=r"revive\.arms asks for never_had_it, but pretrain has no model of that name"):
         parse_study(body)
     body["revive"]["arms"] = ["revived", "scratch"]
     assert parse_study(body).revive is not None

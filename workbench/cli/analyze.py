@@ -46,7 +46,7 @@ def analyze(
     out: list[dict[str, Any]] = []
     for chosen in (pair,) if pair else study.pair_names:
         result, paths = study.analyze(chosen, name, values, seed)
-        printed = {**result.to_json(), "tables": _tables(paths), "pair": chosen}
+        printed: dict[str, Any] = {**result.to_json(), "tables": _tables(paths), "pair": chosen}
         out.append(printed)
         if not json:
             rows = [
