@@ -194,7 +194,9 @@ def test_a_second_command_disturbs_nothing_and_workers_of_a_killed_one_save_and_
     os.kill(first.pid, signal.SIGKILL)
     third = start()
     out, err = first.process.communicate()
-    assert (out, err) == ("the script ran\n", "")  # workers do not run it again
+    assert out == "the script ran\n"  # workers do not run it again
+    # Python's own helper counts the semaphores that a killed process could not give back; nothing else may be said.
+    assert all("resource_tracker" in line for line in err.splitlines()), err
     first.gone()
     assert len(resumable(run_of(study, "pretrain-base"))) == 1
     code, _, err = third.end()

@@ -111,12 +111,18 @@ def _only_pickle(folder):
     torch.save({"weight": torch.ones(1)}, folder / "pytorch_model.bin")
 
 
+def _pickle_behind_another_name(folder):
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+
+
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
         (lambda f: shutil.rmtree(f), "is no model folder: it has no config.json"),
         (lambda f: (f / "config.json").unlink(), "is no model folder: it has no config.json"),
         (_only_pickle, "pickled weights are never read"),
+        (_pickle_behind_another_name, "cannot be loaded.*model.safetensors"),
         (_cut("model.safetensors", 5000), "cannot be loaded"),
         (_cut("model.safetensors", 0), "cannot be loaded"),
         (_edit_weights, "the file was changed after it was saved"),
@@ -158,10 +164,15 @@ def test_differences_that_kernels_make_are_allowed(folder):
 def test_nothing_is_printed_and_the_users_own_settings_stay(folder, capfd):
     from transformers.utils import logging
 
-    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    load_model(folder)
-    assert capfd.readouterr() == ("", "")
-    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
+    before = logging.get_verbosity()
+    logging.set_verbosity_info()
+    logging.enable_progress_bar()
+    try:
+        load_model(folder)
+        assert capfd.readouterr() == ("", "")
+        assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == (logging.INFO, True)
+    finally:
+        logging.set_verbosity(before)
 
 
 def test_auto_is_a_device_that_exists():

@@ -17,6 +17,7 @@ from workbench.models.forward import (
     nll,
     unembed,
 )
+from workbench.models.lens import residual_streams
 
 K = pytest.mark.parametrize("k", [1, 2, 3])
 
@@ -100,6 +101,21 @@ def test_a_padded_row_is_the_row_alone(make_model, random_examples, kind, k):
     for i in range(len(examples)):
         alone = replace(examples[i : i + 1], attention_mask=None)
         assert torch.allclose(together[i], answer_logits(model, alone)[0], atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("read", [lambda m, e: answer_logits(m, e)[:, 0], lambda m, e: residual_streams(m, e)[-1]])
+def test_padding_on_the_left_moves_nothing(make_model, random_examples, kind, read):
+    model, examples = make_model(kind), random_examples(t=8)
+    pad = torch.full((len(examples), 3), 7)
+    padded = replace(
+        examples,
+        tokens=torch.cat([pad, examples.tokens], 1),
+        loss_mask=torch.cat([pad == 0, examples.loss_mask], 1),
+        answer_position=examples.answer_position + 3,
+        attention_mask=torch.cat([pad == 0, examples.tokens >= 0], 1),
+    )
+    assert torch.allclose(read(model, padded), read(model, examples), atol=1e-4)
 
 
 @torch.no_grad()

@@ -79,6 +79,17 @@ def test_a_row_of_a_batch_is_a_batch_of_one(make_model, random_examples, kind, p
         assert torch.allclose(residual_streams(model, alone)[:, 0], together[:, i], atol=1e-5)
 
 
+@torch.no_grad()
+def test_what_a_mask_hides_is_hidden_from_the_streams(make_model, random_examples, kind):
+    model, examples = make_model(kind), random_examples(n=1)
+    hole = torch.ones(1, 10, dtype=torch.bool)
+    hole[0, 2] = False
+    masked = replace(examples, attention_mask=hole)
+    streams = residual_streams(model, masked)
+    assert torch.allclose(unembed(model, final_norm(model)(streams[-1])), answer_logits(model, masked)[:, 0], atol=1e-4)
+    assert not torch.allclose(streams[1], residual_streams(model, examples)[1], atol=1e-3)
+
+
 def test_streams_hold_no_graph_and_no_model(make_model, random_examples):
     streams = residual_streams(make_model(), random_examples())
     assert not streams.requires_grad

@@ -18,9 +18,13 @@ Measured = Callable[[PreTrainedModel, Examples], Float[Tensor, " n"]]
 
 def hidden_states(model: PreTrainedModel, examples: Examples, length: int) -> Float[Tensor, "n t d"]:
     """Final hidden states (after the last norm) of the first `length` tokens."""
-    mask = None if examples.attention_mask is None else examples.attention_mask[:, :length].long()
+    extra: dict[str, Tensor] = {}
     # Without a mask the causal kernel runs; a mask of ones would build a dense one.
-    return model.base_model(input_ids=examples.tokens[:, :length], attention_mask=mask, use_cache=False).last_hidden_state
+    if examples.attention_mask is not None:
+        extra["attention_mask"] = mask = examples.attention_mask[:, :length].long()
+        if is_known(model):  # positions count real tokens, so that padding on the left moves nothing
+            extra["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
+    return model.base_model(input_ids=examples.tokens[:, :length], use_cache=False, **extra).last_hidden_state
 
 
 def unembed(model: PreTrainedModel, hidden: Float[Tensor, "*rest d"]) -> Float[Tensor, "*rest vocab"]:

@@ -48,7 +48,6 @@ class Step:
 
 
 @runtime_checkable
-@runtime_checkable
 class Listener(Protocol):
     """Receives what happens in a run; `grid` is called at the steps of the evaluation grid and before an interruption."""
 
@@ -61,7 +60,6 @@ class Listener(Protocol):
         ...
 
 
-@runtime_checkable
 @runtime_checkable
 class Tracker(Protocol):
     """Looks into the optimizer's work after each update; injected, so that dynamics and curvature stay above training."""
