@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from workbench.errors import UserError
-from workbench.examples import Capability, Correlation, Examples
+from workbench.examples import Capability, Correlation, Examples, sha256
 
 
 @pytest.fixture
@@ -105,3 +105,16 @@ def test_what_has_a_name_and_examples_is_a_capability():
 
     assert isinstance(Own(), Capability)
     assert not isinstance(object(), Capability)
+
+
+def test_the_hash_knows_what_is_shown_and_asked(random_examples):
+    same = random_examples(n=6)
+    assert sha256(random_examples(n=6)) == sha256(same)
+    changed = [
+        replace(same, tokens=same.tokens + 1),
+        replace(same, loss_mask=~same.loss_mask),
+        replace(same, answer=same.answer + 1),
+        replace(same, answer_position=same.answer_position - 1),
+        same[:5],
+    ]
+    assert len({sha256(examples) for examples in (same, *changed)}) == 6

@@ -90,7 +90,7 @@ def test_a_training_stage_leaves_its_grid_measured_and_saved(whole):
     assert (run.status["step"], run.status["steps"]) == (8, 8)
     assert run.parents == stage.parents
     assert run.spec == stage.spec
-    assert (run.seed, run.provenance["dtype"], run.provenance["device"]) == (0, "float32", "auto")
+    assert (run.seed, run.provenance["dtype"], run.provenance["device"]) == (0, "float32", "cpu")
 
 
 def test_accuracies_are_those_of_the_saved_model_on_the_named_texts(whole):
@@ -135,6 +135,17 @@ def test_an_analysis_stage_keeps_its_result(whole):
 
 
 # --- interrupted and resumed
+
+
+def test_a_run_that_was_begun_with_other_data_is_not_continued(whole, store):
+    stage = stage_of(whole, "pretrain-base")
+    run = interrupt(stage, store, 6)
+    assert run.provenance["data_hash"] == run_of(whole, "pretrain-base").provenance["data_hash"]
+    path = run.path / "provenance.json"
+    path.write_text(path.read_text().replace(run.provenance["data_hash"], "0" * 64))
+    with pytest.raises(UserError, match=r"was begun with other data \(000000000000, now "):
+        execute(stage, store, "cut", "cpu")
+    assert resumable(found(store, stage)) == [6]  # nothing is lost
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
@@ -70,6 +71,15 @@ class Examples:
             return value
 
         return replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self)})
+
+
+def sha256(examples: Examples) -> str:
+    """Hash of what a model is shown and asked for: tokens, loss mask, answer and its position."""
+    digest = hashlib.sha256()
+    for tensor in (examples.tokens, examples.loss_mask, examples.answer_position, examples.answer):
+        digest.update(f"{tuple(tensor.shape)}".encode())
+        digest.update(tensor.to("cpu", torch.int64).contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

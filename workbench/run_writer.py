@@ -100,6 +100,7 @@ class RunWriter:
         self._identity, self._spec, self._extra, self._force = identity, spec, extra, force
         self._lock = FileLock(path / LOCK, timeout=0, thread_local=False)
         self._status: dict[str, Any] = {}
+        self._provenance: dict[str, Any] = {}
         # Keyed by what identifies a row, so that a row recorded again after a resume replaces its first version.
         self._metrics: dict[tuple[int, str, str], float] = {}
         self._evaluations: dict[tuple[int, str, str, float | None], Any] = {}
@@ -178,7 +179,7 @@ class RunWriter:
 
         atomic_text(self.path / SPEC, yaml.safe_dump(dict(self._spec), sort_keys=False))
         attempt = {**me, "started": _now(), "threads": _threads(), "versions": versions(), "git": _git(os.getcwd())}
-        unknown = {"seed": self._spec.get("seed"), "device": None, "dtype": None, "data_hash": None}
+        unknown = {"seed": self._spec.get("seed"), "device": None, "dtype": None, "data_hash": before.provenance.get("data_hash")}
         attempts: Any = before.provenance.get("attempts")
         provenance = {
             **unknown,
@@ -189,6 +190,7 @@ class RunWriter:
             "spec_json": canonical_json(self._spec),
             "attempts": [*(cast(list[Any], attempts) if isinstance(attempts, list) else []), attempt],
         }
+        self._provenance = provenance
         atomic_json(self.path / PROVENANCE, provenance)
         seconds = before.status.get("seconds")
         self._before = float(seconds) if isinstance(seconds, int | float) else 0.0
@@ -234,6 +236,11 @@ class RunWriter:
         self._written = time.monotonic()
         self._status.update(seconds=round(self._before + self._written - self._started, 3), updated=_now())
         atomic_json(self.path / STATUS, self._status)
+
+    def note(self, **facts: Any) -> None:
+        """Add to `provenance.json` what is known only once the work has begun, such as the device and the hash of the data."""
+        self._provenance.update(facts)
+        atomic_json(self.path / PROVENANCE, self._provenance)
 
     def progress(self, step: int, steps: int, **values: float) -> None:
         """Say how far the run is; written every half second at most, the last word always.

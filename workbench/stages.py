@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import UserError
-from workbench.examples import Correlation, Examples
+from workbench.examples import Correlation, Examples, sha256
 from workbench.protocols import Task, load_protocol, load_task
 from workbench.registry import analyses
 from workbench.run_writer import RunWriter
@@ -67,6 +67,14 @@ def _train(stage: Stage, store: Store, writer: RunWriter, device: str, should_st
     protocol = load_protocol(name, task, protocol_settings, settings.batch_size, stage.seed)
     recorder = _Recorder(stage, writer, settings, _evaluation_sets(stage, task))
     resume, where = _resume_point(writer)
+    place, data = pick_device(device), sha256(protocol.batch(0))
+    before = writer.run.provenance.get("data_hash")
+    if resume is not None and before not in (None, data):
+        raise UserError(
+            f"{writer.run.name} was begun with other data ({before[:12]}, now {data[:12]}): the code that makes them changed; "
+            "remove the run and run its study again."
+        )
+    writer.note(device=str(place), data_hash=data)
     if resume is not None:
         model = load_model(where)
         writer.truncate(resume)
@@ -82,7 +90,7 @@ def _train(stage: Stage, store: Store, writer: RunWriter, device: str, should_st
         protocol,
         settings,
         recorder,
-        device=pick_device(device),
+        device=place,
         seed=stage.seed,
         resume=load_state(where) if resume is not None else None,
         should_stop=should_stop,

@@ -169,6 +169,8 @@ TRAINED = {"base_ft": 0.2, "tuned_ft": 0.2, "chance_ft": 0.3}
         ({"tuned_ft": (0.87, 0.84, 0.9)}, 1, "neutral", "not clearly"),
         ({"tuned_ft": 0.95, "base_ft": 0.93}, 1, "neutral", "already"),
         ({"tuned_ft_correlated": (1.0, 0.98, 1.0)}, 1, "neutral", "only through the shortcut"),
+        ({"tuned_ft_correlated": (1.0, 0.98, 1.0), "tuned_ft": (0.7, 0.66, 0.74)}, 1, "neutral", "in part beyond it"),
+        ({"tuned_ft_correlated": (1.0, 0.98, 1.0), "tuned_ft": (0.35, 0.28, 0.42)}, 1, "neutral", "hardly beyond"),
         ({"chance_ft": 0.95}, 1, "uninformative", "without the ability"),
     ],
 )

@@ -47,13 +47,12 @@ def open_page(stores, monkeypatch):
         monkeypatch.setenv("WORKBENCH_HOME", str(stores / store))
         st.cache_data.clear()
         st.cache_resource.clear()
-        at = AppTest.from_file(str(APP), default_timeout=60).run()
-        if page != "overview":
-            at.switch_page(f"app_pages/{page}.py")
-            for name, value in address.items():
-                at.query_params[name] = value
-            at.run()
-        return at
+        at = AppTest.from_file(str(APP), default_timeout=60)
+        if page != "overview":  # switching takes a first run, and drops the address
+            at.run().switch_page(f"app_pages/{page}.py")
+        for name, value in address.items():
+            at.query_params[name] = value
+        return at.run()
 
     return open_it
 
@@ -87,8 +86,12 @@ def test_overview_tells_findings_and_draws_all_runs(open_page, stores):
     assert "counting a is masked in wrapped; counting b is inconclusive in wrapped" in said
     assert "reverse fine\\-tuning takes 0\\.20 \\[0\\.18, 0\\.22\\]" in said
     ((spec, _),) = charts(at)
-    drawn = sum(len(t["customdata"]) for t in spec["data"] if "customdata" in t)
-    assert drawn == len(Store(stores / "full").runs()) == len(at.dataframe[-1].value)
+    runs = Store(stores / "full").runs()
+    assert len(at.dataframe[-1].value) == len(runs)
+    drawn = {row[0] for t in spec["data"] if "customdata" in t for row in t["customdata"]}
+    assert drawn == {run.key for run in runs if run.seed == 0}
+    ((spec, _),) = charts(open_page("full", **{"lineage-seed": "all seeds"}))
+    assert {row[0] for t in spec["data"] if "customdata" in t for row in t["customdata"]} == {run.key for run in runs}
     assert at.dataframe[0].value["done"].tolist() == ["50 of 50"]
 
 
@@ -179,7 +182,7 @@ def test_a_thousand_runs_in_five_seconds(open_page, stores):
     many_runs(stores / "thousand", 1000)
     open_page("one")  # imports are paid by whoever comes first
     started = time.perf_counter()
-    at = open_page("thousand")
+    at = open_page("thousand", **{"lineage-seed": "all seeds"})
     took = time.perf_counter() - started
     assert not at.exception
     assert len(at.dataframe[-1].value) == 1000

@@ -28,6 +28,16 @@ def test_layers_are_longest_paths():
     assert len(set(places.values())) == 5
 
 
+def test_kinds_share_a_column_and_its_heading():
+    kinds = {"a": "pretrain", "t": "finetune", "r": "reverse", "scratch": "reverse", "x": "analyse", "y": "analyse"}
+    made_from = {"t": ("a",), "r": ("t",), "x": ("a", "t"), "y": ("r",)}
+    fig = lineage.graph([run(key, *made_from.get(key, ()), kind=kind) for key, kind in kinds.items()])
+    assert {key: x for key, (x, _, _) in nodes(fig).items()} == {"a": 0, "t": 1, "r": 2, "scratch": 2, "x": 3, "y": 3}
+    assert [(a.x, a.text) for a in fig.layout.annotations] == [
+        (i, f"<b>{text}</b>") for i, text in enumerate(lineage.KINDS.values())
+    ]
+
+
 def test_a_cycle_is_cut_rather_than_followed():
     places = lineage.layout({"a": ("b",), "b": ("a",), "c": ("c",)})
     assert set(places) == {"a", "b", "c"}

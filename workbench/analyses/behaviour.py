@@ -228,8 +228,11 @@ def evidence(result: Result) -> tuple[Evidence, ...]:
     elif after.low >= level and before.high < level:
         trained = line("tuned_ft", "learned", ft, f"{told}; learned.")
     elif shortcut is not None and shortcut.low >= HAS_IT and after.high < level:
-        end = f"{shortcut.value:.2f} where the correlation holds: learned only through the shortcut."
-        trained = line("tuned_ft", "neutral", ft, f"{told}, {end}")
+        if after.high <= floor:
+            how = "learned only through the shortcut"
+        else:
+            how = "learned through the shortcut, and in part beyond it" if after.low > floor else "hardly beyond the shortcut"
+        trained = line("tuned_ft", "neutral", ft, f"{told}, {shortcut.value:.2f} where the correlation holds: {how}.")
     else:
         trained = line("tuned_ft", "neutral", ft, f"{told}; not clearly learned (it would need {level:.2f}).")
 

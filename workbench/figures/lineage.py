@@ -1,4 +1,4 @@
-"""The graph of runs: what was made from what, in layers from the first parents to the last children."""
+"""The graph of runs: what was made from what, a column per kind of work, from pretraining on the left to analyses."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ KINDS: Mapping[str, str] = {
     "reverse": "reverse fine-tuning",
     "analyse": "analysis",
 }
+_COLUMN = {kind: i for i, kind in enumerate(KINDS)}
 LABELLED = 26
 """Up to this many runs carry their names; beyond it the names are on hover."""
 
@@ -32,19 +33,21 @@ def state(run: Run) -> str:
     return "damaged" if run.damaged else str(run.status.get("state", "interrupted"))
 
 
-def layout(parents: Mapping[str, Sequence[str]]) -> dict[str, tuple[float, float]]:
+def layout(parents: Mapping[str, Sequence[str]], least: Mapping[str, int] | None = None) -> dict[str, tuple[float, float]]:
     """Places of nodes: x is the longest way from a node without parents, y spreads each layer around 0.
 
     Args:
         parents: node -> its parents; parents that are no node are ignored, a cycle (only damage makes one) is cut.
+        least: node -> smallest x that it may have, so that nodes of one kind share a column.
     """
+    floor = least or {}
     known = {node: [p for p in above if p in parents and p != node] for node, above in parents.items()}
     depth: dict[str, int] = {}
     todo = list(known)
     while todo:
         ready = [node for node in todo if all(p in depth for p in known[node])] or todo[:1]
         for node in ready:
-            depth[node] = max((depth[p] + 1 for p in known[node] if p in depth), default=0)
+            depth[node] = max([floor.get(node, 0), *(depth[p] + 1 for p in known[node] if p in depth)])
         done = set(ready)
         todo = [node for node in todo if node not in done]
     layers: dict[int, list[str]] = {}
@@ -68,7 +71,8 @@ def _mean(values: Sequence[float]) -> float:
 def graph(runs: Sequence[Run]) -> go.Figure:
     """Runs as nodes (shape: kind, colour: state), parents joined to children."""
     nodes = {run.key: run for run in runs}
-    places = layout({key: run.parents for key, run in nodes.items()})
+    least = {key: _COLUMN[run.kind] for key, run in nodes.items() if run.kind in _COLUMN}
+    places = layout({key: run.parents for key, run in nodes.items()}, least)
     lines_x: list[float | None] = []
     lines_y: list[float | None] = []
     for key, run in nodes.items():
@@ -97,12 +101,22 @@ def graph(runs: Sequence[Run]) -> go.Figure:
             if group:
                 _nodes(fig, group, places, kind, word, color, labelled)
     crowd = Counter(x for x, _ in places.values())
-    finish(fig, "", "", height=max(240, min(900, 130 + 26 * max(crowd.values(), default=1))), top=10, bottom=10)
+    _headings(fig, nodes, places)
+    finish(fig, "", "", height=max(240, min(900, 130 + 26 * max(crowd.values(), default=1))), top=34, bottom=10)
     deepest = max((x for x, _ in places.values()), default=0.0)
     hidden = {"visible": False, "showgrid": False, "zeroline": False}
     fig.update_xaxes(hidden, range=[-0.15, deepest + (0.75 if labelled else 0.15)])
     fig.update_yaxes(hidden)
     return fig.update_layout(margin={"l": 10, "r": 10})
+
+
+def _headings(fig: go.Figure, nodes: Mapping[str, Run], places: Mapping[str, tuple[float, float]]) -> None:
+    """The name of a kind above every column that holds nothing else."""
+    for x in sorted({x for x, _ in places.values()}):
+        kinds = {nodes[key].kind for key, place in places.items() if place[0] == x}
+        if len(kinds) == 1 and (kind := kinds.pop()) in KINDS:
+            where = {"x": x, "xref": "x", "xanchor": "left", "y": 1, "yref": "paper", "yanchor": "bottom"}
+            fig.add_annotation(text=f"<b>{KINDS[kind]}</b>", showarrow=False, xshift=-6, **where)
 
 
 def _nodes(
@@ -114,13 +128,15 @@ def _nodes(
     color: str,
     labelled: bool,
 ) -> None:
+    deepest = max(x for x, _ in places.values())
     fig.add_trace(
         go.Scatter(
             x=[places[run.key][0] for run in runs],
             y=[places[run.key][1] for run in runs],
             mode="markers+text" if labelled else "markers",
             text=[escape(run.stage) for run in runs],
-            textposition="middle right",
+            # Above the edges that leave to the right; nothing leaves the last column.
+            textposition=["middle right" if places[run.key][0] == deepest else "top right" for run in runs],
             textfont={"size": 11},
             name=f"{KINDS.get(kind, 'unknown kind')}, {word}",
             marker={

@@ -11,6 +11,7 @@ from workbench.runs import Run
 from workbench.studies.handle import Study
 
 MOST_NODES = 200  # runs that one picture of the graph can hold
+EVERY_SEED = "all seeds"
 
 
 def findings(mark: str, opened: dict[str, Study]) -> None:
@@ -54,10 +55,17 @@ def studies(opened: dict[str, Study], closed: dict[str, str], runs: tuple[Run, .
 
 
 def graph(runs: tuple[Run, ...]) -> None:
-    """The runs of one study as a graph."""
+    """The runs of one study and seed as a graph: seeds share nothing, so each is a graph of its own."""
     names = sorted({run.study for run in runs})
-    chosen = parts.pick("Study", names, "lineage") if len(names) > 1 else names[0]
-    mine = [run for run in runs if run.study == chosen]
+    left, right = st.columns(2)
+    with left:
+        chosen = parts.pick("Study", names, "lineage") if len(names) > 1 else names[0]
+    of_study = [run for run in runs if run.study == chosen]
+    seeds = [str(seed) for seed in sorted({run.seed for run in of_study if run.seed is not None})]
+    with right if len(names) > 1 else left:
+        seed = parts.pick("Seed", [*seeds, EVERY_SEED], "lineage-seed") if len(seeds) > 1 else EVERY_SEED
+    # A damaged run may not know its seed any more; it is shown with every seed.
+    mine = [run for run in of_study if seed == EVERY_SEED or run.seed is None or str(run.seed) == seed]
     # Damaged and failed runs are what people look for, so they are never among those left out.
     shown = sorted(mine, key=lambda run: run.done)[:MOST_NODES]
     parts.show_figure(lineage.graph(shown), lineage.alt(shown), "lineage-graph")
