@@ -179,7 +179,12 @@ class RunWriter:
 
         atomic_text(self.path / SPEC, yaml.safe_dump(dict(self._spec), sort_keys=False))
         attempt = {**me, "started": _now(), "threads": _threads(), "versions": versions(), "git": _git(os.getcwd())}
-        unknown = {"seed": self._spec.get("seed"), "device": None, "dtype": None, "data_hash": before.provenance.get("data_hash")}
+        unknown = {
+            "seed": self._spec.get("seed"),
+            "device": None,
+            "dtype": None,
+            "data_hash": before.provenance.get("data_hash"),
+        }
         attempts: Any = before.provenance.get("attempts")
         provenance = {
             **unknown,
