@@ -6,7 +6,6 @@ ability, and one on shuffled labels.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import product
@@ -15,27 +14,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from workbench.analyses._reading import kept_line, models_of, questions, rooms
 from workbench.analysis import Settings, analysis
 from workbench.examples import Examples
 from workbench.measures import DRAWS, derived, draw, proportion, proportion_row, role_of, shares, truth_of
 from workbench.models.lens import residual_streams
-from workbench.results import Direction, Evidence, Metric, Result
+from workbench.probes import CONVERGED, fit_probes, standardised
+from workbench.results import Evidence, Metric, Result
 from workbench.seeds import numpy_generator
 from workbench.statistics import bootstrap_mean
 from workbench.subjects import Pair
-from workbench.verdict import ROOM
-
-KEPT = 0.8
-"""From this share of the room on, an ability that is lost in behaviour counts as still encoded."""
-GONE = 0.2
-"""Below this share of the room it is no more readable than in a model of random weights."""
-CONVERGED = 1e-3
-"""Largest gradient entry (nats per standard deviation of an activation) at which a fit counts as finished."""
 
 
 class ProbingSettings(Settings):
@@ -82,23 +75,18 @@ def probing(pair: Pair, settings: ProbingSettings) -> Result:
 
     Does not show that the model uses what the probe reads.
     """
-    models: dict[str, PreTrainedModel] = {"base": pair.base, "tuned": pair.tuned, "untrained": pair.untrained}
-    if pair.never_had_it is not None:
-        models["never_had_it"] = pair.never_had_it
     n = settings.n or pair.n
     pt, ft = pair.capability, pair.tuned_on
     asked = list(dict.fromkeys([pt, ft]))
     train = {c: draw(pair, c, shares(pair, c)[0], settings.train_examples, "probe") for c in asked}
     test = {c: draw(pair, c, shares(pair, c)[0], n) for c in asked}
-    wanted = [(c, c, "matching") for c in asked]
-    if ft != pt and pt in train[ft].labels and pt in test[ft].labels:
-        wanted.append((pt, ft, "tuned_on"))
+    wanted = questions(pair, train, test)
 
     cells: list[Cell] = []
     sources: list[int] = []
     labels: list[np.ndarray] = []
     truths: list[np.ndarray] = []
-    train_x, test_x, where = _activations(models, train, test)
+    train_x, test_x, where = _activations(models_of(pair), train, test)
     for target, prompt, kind in wanted:
         fitted, truth = truth_of(train[prompt], target), truth_of(test[prompt], target)
         shuffle = numpy_generator(pair.seed, "shuffled labels", target, prompt).permutation
@@ -158,96 +146,7 @@ def _activations(
             part.append(residual_streams(model, examples, batch_size=128))
         for point in range(len(parts[0][-1])):
             where[name, prompt, point] = len(where)
-    train_x, test_x = torch.cat(parts[0]), torch.cat(parts[1])
-    mean, deviation = train_x.mean(1, keepdim=True), train_x.std(1, keepdim=True, correction=0)
-    # The embedding at the answer request is one and the same vector in every example: nothing to scale.
-    scale = torch.where(deviation > 1e-6, deviation, torch.ones_like(deviation))
-    return (train_x - mean) / scale, (test_x - mean) / scale, where
-
-
-@dataclass(frozen=True)
-class Probes:
-    """Fitted probes `[p]`; a probe with fewer than `c` classes has the rest masked."""
-
-    weights: Float[Tensor, "p d c"]
-    bias: Float[Tensor, "p c"]
-    classes: list[np.ndarray]
-    loss: np.ndarray
-    """Mean cross-entropy plus penalty of each probe, in nats."""
-    gradient: np.ndarray
-    """Largest absolute entry of each probe's gradient."""
-
-    def predict(self, x: Float[Tensor, "p n d"]) -> np.ndarray:
-        """The most likely label of each example `[p, n]`."""
-        valid = _valid(self.classes, self.bias.shape[1])
-        best = _logits(x, self.weights, self.bias, valid).argmax(-1).numpy()
-        return np.stack([classes[row] for classes, row in zip(self.classes, best, strict=True)])
-
-
-def _valid(classes: list[np.ndarray], width: int) -> Bool[Tensor, "p 1 c"]:
-    return torch.tensor([[[i < len(c) for i in range(width)]] for c in classes])
-
-
-def _logits(
-    x: Float[Tensor, "p n d"], weights: Float[Tensor, "p d c"], bias: Float[Tensor, "p c"], valid: Bool[Tensor, "p 1 c"]
-) -> Float[Tensor, "p n c"]:
-    # Left alone, the bias of a class that a probe does not have would have no finite optimum.
-    return (torch.einsum("pnd,pdc->pnc", x, weights) + bias[:, None]).masked_fill(~valid, -torch.inf)
-
-
-def fit_probes(
-    x: Float[Tensor, "p n d"],
-    labels: Int[np.ndarray, "p n"],
-    penalty: float,
-    iterations: int,
-    tolerance: float = CONVERGED / 2,
-) -> Probes:
-    """Multinomial logistic regressions, all at once: mean cross-entropy + penalty / 2 * |weights|^2, the bias free.
-
-    One L-BFGS with a strong-Wolfe line search on the sum of the losses. Each probe is solved in coordinates in which its
-    curvature is nearly the identity, A = (X'X s / n + penalty)^(-1/2) with s a typical variance of a class indicator; that
-    changes the way to the optimum, not the optimum. The search ends when no entry of the gradient there exceeds `tolerance`.
-    """
-    found = [np.unique(row, return_inverse=True) for row in labels]
-    classes = [values for values, _ in found]
-    target = torch.from_numpy(np.stack([index for _, index in found]))
-    width = max(len(values) for values in classes)
-    valid = _valid(classes, width)
-    p, n, d = x.shape
-    curvature = torch.einsum("pni,pnj->pij", x, x).double() / n * ((width - 1) / width**2)
-    values, vectors = torch.linalg.eigh(curvature)
-    root = ((vectors * (values.clamp_min(0) + penalty).rsqrt()[:, None]) @ vectors.mT).to(x.dtype)
-
-    def losses(weights: Tensor, bias: Tensor) -> Tensor:
-        # In double precision: the line search compares sums over many probes whose last improvements are small.
-        likelihood = torch.log_softmax(_logits(x, weights, bias, valid).double(), -1).gather(-1, target[..., None]).squeeze(-1)
-        return -likelihood.mean(1) + penalty / 2 * weights.double().square().sum((1, 2))
-
-    with torch.enable_grad():
-        free = torch.zeros(p, d, width, dtype=x.dtype, requires_grad=True)
-        bias = torch.zeros(p, width, dtype=x.dtype, requires_grad=True)
-        search = torch.optim.LBFGS(
-            [free, bias],
-            max_iter=iterations,
-            max_eval=2 * iterations,
-            history_size=20,
-            tolerance_grad=tolerance,
-            tolerance_change=1e-12,
-            line_search_fn="strong_wolfe",
-        )
-
-        def closure() -> Tensor:
-            search.zero_grad()
-            total = losses(root @ free, bias).sum()
-            total.backward()
-            return total
-
-        search.step(closure)
-        weights = (root @ free).detach().requires_grad_()
-        final = losses(weights, bias)
-        slopes = torch.autograd.grad(final.sum(), (weights, bias))
-    gradient = torch.maximum(slopes[0].abs().amax((1, 2)), slopes[1].abs().amax(1))
-    return Probes(weights.detach(), bias.detach(), classes, final.detach().numpy(), gradient.numpy())
+    return (*standardised(torch.cat(parts[0]), torch.cat(parts[1])), where)
 
 
 def _chance(wanted: list[tuple[str, str, str]], test: Mapping[str, Examples]) -> pd.DataFrame:
@@ -271,55 +170,20 @@ def _headline(pair: Pair, correct: Mapping[Cell, np.ndarray]) -> tuple[int, tupl
     if any(cell.model == "never_had_it" for cell in correct):
         read["never"] = at("never_had_it", point)
     read["shuffled"] = at("tuned", point, "shuffled")
-    mean = {name: float(values.mean()) for name, values in read.items()}
-    draws = {name: bootstrap_mean(values, DRAWS, pair.seed) for name, values in read.items()}
-    n = len(read["base"])
-
-    def difference(name: str, a: str, b: str) -> Metric:
-        return derived(name, mean[a] - mean[b], draws[a] - draws[b], n, "accuracy")
-
-    room = mean["base"] - mean["untrained"]
-    kept = (mean["tuned"] - mean["untrained"]) / room if room >= ROOM else math.nan
-    with np.errstate(divide="ignore", invalid="ignore"):
-        kept_draws = (draws["tuned"] - draws["untrained"]) / (draws["base"] - draws["untrained"])
+    selectivity = float(read["tuned"].mean()) - float(read["shuffled"].mean())
+    draws = bootstrap_mean(read["tuned"], DRAWS, pair.seed) - bootstrap_mean(read["shuffled"], DRAWS, pair.seed)
     return point, (
         *(proportion(f"{name}_probe", values, pair.seed) for name, values in read.items()),
-        difference("room", "base", "untrained"),
-        *([difference("room_never", "base", "never")] if "never" in read else []),
-        derived("share_kept", kept, kept_draws, n, "share of the room"),
-        difference("selectivity", "tuned", "shuffled"),
+        *rooms(read, pair.seed),
+        derived("selectivity", selectivity, draws, len(read["tuned"]), "accuracy"),
     )
 
 
 def evidence(result: Result) -> tuple[Evidence, ...]:
     """One line: how much of the base's readable answer the tuned model keeps, if the controls leave room to say."""
     found = {m.metric: m for m in result.headline}
-    base, tuned, untrained, kept = (found[k] for k in ("base_probe", "tuned_probe", "untrained_probe", "share_kept"))
+    base, tuned, untrained = (found[k] for k in ("base_probe", "tuned_probe", "untrained_probe"))
     never = found.get("never_probe")
     name = result.provenance.get("capability", "O_PT")
     told = f"A linear probe reads {name} from the base at {base.value:.2f}, from the tuned model at {tuned.value:.2f}"
-    shown = kept
-    direction: Direction
-    if found["room"].value < ROOM:
-        shown, direction = found["room"], "uninformative"
-        text = f"{told}, but from a model of random weights at {untrained.value:.2f} already: no room to show anything."
-    elif never is None:
-        shown, direction = found["room"], "uninformative"
-        text = f"{told}; without a model that never had it, a probe does not tell the ability from its ingredients."
-    elif found["room_never"].value < ROOM:
-        shown, direction = found["room_never"], "uninformative"
-        text = f"{told}, but from a model that never had it at {never.value:.2f} already: no room to show anything."
-    elif not math.isfinite(kept.value):
-        direction = "uninformative"
-        text = f"{told}; in some seed a model of random weights is read almost as well: no room to show anything."
-    elif kept.low >= KEPT:
-        direction = "masked"
-        controls = f"random weights {untrained.value:.2f}, never had it {never.value:.2f}"
-        text = f"{told} ({controls}): {kept.value:.0%} of the room is kept."
-    elif kept.high < GONE:
-        direction = "erased"
-        text = f"{told}, hardly better than from random weights ({untrained.value:.2f}): {kept.value:.0%} of the room is kept."
-    else:
-        direction = "neutral"
-        text = f"{told} (random weights {untrained.value:.2f}): a part of the room is kept, which takes no side."
-    return (Evidence("probing", shown.metric, shown.value, shown.low, shown.high, shown.n, direction, text, name, shown.bound),)
+    return kept_line(result, told, f"{untrained.value:.2f}", f"{never.value:.2f}" if never else None)

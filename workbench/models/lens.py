@@ -7,19 +7,25 @@ plain model's to about 1e-6 in float32; training, fingerprints and curvature use
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from workbench.errors import UserError
 from workbench.examples import Examples
 from workbench.models.anatomy import anatomy
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
+
+MAX_BYTES = 4 * 2**30
+"""Largest answer that `residual_streams` gives."""
+BATCH_BYTES = 256 * 2**20
+"""What one batch of a forward pass may keep of its residual streams; batches shrink to fit."""
 
 
 def lens(model: PreTrainedModel) -> TransformerBridge:
@@ -31,23 +37,69 @@ def lens(model: PreTrainedModel) -> TransformerBridge:
 
 
 @torch.no_grad()
-def residual_streams(model: PreTrainedModel, examples: Examples, batch_size: int = 512) -> Float[Tensor, "points n d"]:
-    """The residual stream at the position that predicts the answer: embedding output first, then after each block.
+def residual_streams(
+    model: PreTrainedModel,
+    examples: Examples,
+    batch_size: int = 512,
+    positions: Literal["answer", "all"] | Int[Tensor, " k"] | Int[Tensor, "n k"] = "answer",
+) -> Float[Tensor, "points n *at d"]:
+    """The residual stream at chosen positions: embedding output first, then after each block.
 
-    Only these points at this one position are kept: `(blocks + 1) * n * width` floats.
+    Memory: the answer takes `4 * (blocks + 1) * n * k * width` bytes, k positions an example (1 for `answer`), float32 on
+    the CPU. Beside it stand a copy of the model and the streams of one batch at every position up to the last one
+    asked for, at most `BATCH_BYTES`: fewer than `batch_size` examples are run at once where more would not fit.
+
+    Args:
+        model: of a known architecture.
+        examples: what it reads.
+        batch_size: examples run at once, at most.
+        positions: `answer` is the one that predicts the answer; `all` those up to the last such one, since what follows
+            holds the answer; or 0-based positions, the same ones for all examples `[k]` or each example's own `[n, k]`.
+
+    Returns:
+        `[points, n, d]` for `answer`, else `[points, n, k, d]`.
+
+    Raises:
+        UserError: an unknown architecture, a position outside the sequence, or more than `MAX_BYTES`.
     """
+    at = _positions(examples, positions)
     bridge = lens(model)
-    names = ["blocks.0.hook_resid_pre", *(f"blocks.{i}.hook_resid_post" for i in range(bridge.cfg.n_layers))]
+    points, width = bridge.cfg.n_layers + 1, int(bridge.cfg.d_model)
+    size = 4 * points * at.numel() * width
+    if size > MAX_BYTES:
+        raise UserError(
+            f"residual streams of {len(examples):,} examples at {at.shape[1]} positions take {size / 2**30:.1f} GiB, more "
+            f"than {MAX_BYTES / 2**30:g}; ask for fewer examples or positions."
+        )
+    batch_size = max(1, min(batch_size, BATCH_BYTES // (4 * points * (int(at.max()) + 1) * width)))
+    names = ["blocks.0.hook_resid_pre", *(f"blocks.{i}.hook_resid_post" for i in range(points - 1))]
     parts: list[Tensor] = []
     for start in range(0, len(examples), batch_size):
         batch = examples[start : start + batch_size].to(model.device)
-        length = int(batch.answer_position.max()) + 1
+        here = at[start : start + batch_size].to(model.device)
+        length = int(here.max()) + 1
         mask = None if batch.attention_mask is None else batch.attention_mask[:, :length].long()
         extra: dict[str, Any] = {} if mask is None else {"attention_mask": mask}
         found: Any = bridge.run_with_cache(
             batch.tokens[:, :length], return_cache_object=False, names_filter=names, return_type=None, **extra
         )
         cache: dict[str, Tensor] = found[1]
-        rows = torch.arange(len(batch), device=batch.tokens.device)
-        parts.append(torch.stack([cache[name][rows, batch.answer_position] for name in names], dim=1).float().cpu())
-    return rearrange(torch.cat(parts), "n points d -> points n d")
+        rows = torch.arange(len(batch), device=batch.tokens.device)[:, None]
+        parts.append(torch.stack([cache[name][rows, here] for name in names], dim=1).float().cpu())
+    streams = rearrange(torch.cat(parts), "n points k d -> points n k d")
+    return streams[:, :, 0] if isinstance(positions, str) and positions == "answer" else streams
+
+
+def _positions(examples: Examples, wanted: str | Tensor) -> Int[Tensor, "n k"]:
+    """The positions of every example."""
+    n, t = examples.tokens.shape
+    if isinstance(wanted, Tensor):
+        at = wanted.cpu().expand(n, -1) if wanted.dim() == 1 else wanted.cpu()
+        if at.numel() == 0 or int(at.min()) < 0 or int(at.max()) >= t:
+            raise UserError(f"positions {wanted.tolist()} do not lie in sequences of {t} tokens; give some from 0 to {t - 1}.")
+        return at
+    if wanted == "answer":
+        return examples.answer_position.cpu()[:, None]
+    if wanted == "all":
+        return torch.arange(int(examples.answer_position.max()) + 1).expand(n, -1)
+    raise UserError(f"there are no positions {wanted!r}; say 'answer', 'all', or give their numbers.")
