@@ -60,7 +60,9 @@ def at_most_and_above(at_most: int | None, above: int | None) -> Labels:
         UserError: they leave none.
     """
     if at_most is not None and above is not None and at_most <= above:
-        raise UserError(f"labels_above {above} and labels_at_most {at_most} leave no label; raise labels_at_most above {above}.")
+        raise UserError(
+            f"labels_above {above} and labels_at_most {at_most} leave no label; raise labels_at_most above {above}."
+        )
     return Labels(None if above is None else above + 1, at_most)
 
 
