@@ -13,11 +13,17 @@ from torch import Tensor
 
 from synthetic_tasks.families import Family
 from synthetic_tasks.pcfg import PcfgTask
+from synthetic_tasks.restrictions import ALL, Drawn, Labels, draw_restricted
+from workbench.errors import UserError
 from workbench.examples import Correlation, Examples
 from workbench.seeds import numpy_generator
 
 CHUNK_EXAMPLES = 2048
 """Examples generated at once: enough to hide the cost of array calls, few enough to stay in cache."""
+POOL_BLOCK = 256
+"""Examples among which a pool looks for different ones at once."""
+POOL_BLOCKS = 32
+"""Blocks that a pool looks through beyond those that it would need if no example came twice."""
 
 
 @runtime_checkable
@@ -42,6 +48,8 @@ class Mixture:
     families: tuple[Family, ...]
     prior: tuple[float, ...]
     balanced_fraction: float
+    random_letters: bool = False
+    """Texts of independent uniform terminals, which are no grammar texts; instead of all others."""
 
     @cached_property
     def _operands(self) -> tuple[np.ndarray, np.ndarray]:
@@ -67,7 +75,9 @@ class Mixture:
         family = rng.integers(len(self.families), size=n)
         operand = possible[np.searchsorted(ends, rng.random(n), side="right")]
         balanced = rng.random(n) < self.balanced_fraction
-        texts = self.task.natural_texts(n, rng)
+        shape = (n, self.task.settings.text_length)
+        terminals = len(self.task.grammar.terminals)
+        texts = rng.integers(terminals, size=shape, dtype=np.uint8) if self.random_letters else self.task.natural_texts(n, rng)
         answer = np.empty(n, dtype=np.int64)
         for i, member in enumerate(self.families):
             of_member = family == i
@@ -92,19 +102,24 @@ class Single:
     correlation: Correlation | None = None
     answers: int | str | None = None
     """None: the truth. An integer: the label of that operand. `random`: any class but the true one."""
+    labels: Labels = ALL
+    """Only texts whose label of the operand is among these."""
 
     @property
     def families(self) -> tuple[Family, ...]:
         """The one family."""
         return (self.family,)
 
+    def texts(self, n: int, rng: np.random.Generator) -> Drawn:
+        """Texts of all labels, and which of them are correlated."""
+        if self.correlation is not None:
+            return self.task.correlated_texts(n, self.correlation, rng)
+        return self.task.mixed_texts(n, self.family, self.balanced_fraction, rng), None
+
     def draw(self, n: int, rng: np.random.Generator) -> tuple[Int[Tensor, "n t"], Int[np.ndarray, " n"]]:
         """Sequences, and the token ids of their answers."""
         family, task = self.family, self.task
-        if self.correlation is not None:
-            texts, _ = task.correlated_texts(n, self.correlation, rng)
-        else:
-            texts = task.mixed_texts(n, family, self.balanced_fraction, rng)
+        texts, _ = draw_restricted(n, self.labels, lambda m: self.texts(m, rng), lambda x: family.label(x, self.operand))
         asked = self.answers if isinstance(self.answers, int) else self.operand
         answer = family.answer(family.label(texts, asked))
         if self.answers == "random":
@@ -113,6 +128,30 @@ class Single:
             answer = family.answer_ids[wrong + (wrong >= truth)]
         operand = int(family.operand_ids[self.operand])
         return task.layout.sequences(family.token_id, operand, family.number_id, texts, answer), answer
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """Each example is one of `rest` with probability `share`, else one of `main`."""
+
+    main: Single
+    rest: Mixture
+    share: float
+
+    @property
+    def families(self) -> tuple[Family, ...]:
+        """Those of both."""
+        return tuple(dict.fromkeys([*self.main.families, *self.rest.families]))
+
+    def draw(self, n: int, rng: np.random.Generator) -> tuple[Int[Tensor, "n t"], Int[np.ndarray, " n"]]:
+        """Sequences, and the token ids of their answers."""
+        is_rest = rng.random(n) < self.share
+        tokens = torch.empty(n, self.main.task.layout.length, dtype=torch.int64)
+        answer = np.empty(n, dtype=np.int64)
+        for source, rows in ((self.main, np.flatnonzero(~is_rest)), (self.rest, np.flatnonzero(is_rest))):
+            if len(rows):
+                tokens[torch.from_numpy(rows)], answer[rows] = source.draw(len(rows), rng)
+        return tokens, answer
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,12 +193,16 @@ class Batches:
     def _chunk(self, index: int) -> tuple[Tensor, Tensor]:
         chunk = self._last.get(index)
         if chunk is None:
-            rng = numpy_generator(self.seed, "pcfg", "batches", self.stream, index)
-            tokens, answer = self.source.draw(self._steps * self.batch_size, rng)
-            chunk = tokens, torch.from_numpy(answer)[:, None]
+            chunk = self._draw(index)
             self._last.clear()
             self._last[index] = chunk
         return chunk
+
+    def _draw(self, index: int) -> tuple[Tensor, Tensor]:
+        """Tokens and answers of the chunk of this index."""
+        rng = numpy_generator(self.seed, "pcfg", "batches", self.stream, index)
+        tokens, answer = self.source.draw(self._steps * self.batch_size, rng)
+        return tokens, torch.from_numpy(answer)[:, None]
 
     def batch(self, step: int) -> Examples:
         """The training batch of one step, counted from 0."""
@@ -175,3 +218,48 @@ class Batches:
             answer=answer[rows],
             candidates=self._candidates,
         )
+
+
+@dataclass(frozen=True, eq=False)
+class PooledBatches(Batches):
+    """Batches from a pool of `pool` different examples, shown in a new random order in every epoch.
+
+    The pool is the beginning of one endless sequence of different examples, so a smaller pool is contained in a larger one.
+    An epoch's end and the next one's beginning may share a batch.
+    """
+
+    pool: int = 1
+
+    @cached_property
+    def examples(self) -> tuple[Int[Tensor, "pool t"], Int[Tensor, "pool 1"]]:
+        """Tokens and answers of the pool.
+
+        Raises:
+            UserError: the texts do not have so many different examples, or hardly any more.
+        """
+        tokens: list[Tensor] = []
+        answers: list[int] = []
+        seen: set[bytes] = set()
+        for block in range(POOL_BLOCKS + self.pool // POOL_BLOCK):
+            drawn, answer = self.source.draw(POOL_BLOCK, numpy_generator(self.seed, "pcfg", "pool", self.stream, block))
+            for row, right in zip(drawn, answer.tolist(), strict=True):
+                key = row.numpy().tobytes()
+                if key not in seen:
+                    seen.add(key)
+                    tokens.append(row)
+                    answers.append(right)
+                if len(tokens) == self.pool:
+                    return torch.stack(tokens), torch.tensor(answers)[:, None]
+        raise UserError(f"only {len(tokens)} different examples were found for a pool of {self.pool}; make 'pool' smaller.")
+
+    def _order(self, epoch: int) -> Int[np.ndarray, " pool"]:
+        return numpy_generator(self.seed, "pcfg", "pool order", self.stream, epoch).permutation(self.pool)
+
+    def _draw(self, index: int) -> tuple[Tensor, Tensor]:
+        size = self._steps * self.batch_size
+        first, last = index * size, (index + 1) * size
+        epochs = range(first // self.pool, (last - 1) // self.pool + 1)
+        order = np.concatenate([self._order(epoch) for epoch in epochs])[first - epochs[0] * self.pool :][:size]
+        tokens, answers = self.examples
+        rows = torch.from_numpy(order)
+        return tokens[rows], answers[rows]

@@ -1,4 +1,4 @@
-"""The five task families: what a prompt asks of a text, and which answers it can have [Jain+23 §B.2]."""
+"""The task families: what a prompt asks of a text, and which answers it can have [Jain+23 §B.2, §E.2]."""
 
 from __future__ import annotations
 
@@ -16,11 +16,16 @@ Texts = UInt8[np.ndarray, "n length"]
 
 FAMILIES = {"count": "C", "pair_count": "CC", "index": "I", "pair_index": "IC", "token": "T"}
 """Families and their tokens in the prompt."""
+IDENTIFIERS = {"count_j1": "J1", "count_j2": "J2"}
+"""Further family tokens for counting the first terminal: jailbreaks, if fine-tuning only covered it under the token C."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """One family; its operands are terminals (`count`, `index`), doubled terminals (`pair_*`), or none (`token`)."""
+    """One family; its operands are terminals (`count`, `index`), doubled terminals (`pair_*`), or none (`token`).
+
+    The families of `IDENTIFIERS` ask what `count` asks, by another token and with the first terminal as only operand.
+    """
 
     name: str
     vocabulary: Vocabulary
@@ -28,11 +33,18 @@ class Family:
     occurrence: int
     token_distance: int
 
+    @property
+    def kind(self) -> str:
+        """The family whose question this one asks: its own name, or `count` for another identifier of counting."""
+        return "count" if self.name in IDENTIFIERS else self.name
+
     @cached_property
     def operands(self) -> tuple[str, ...]:
         """Operands as they stand in the prompt."""
         if self.name == "token":
             return (NULL,)
+        if self.name in IDENTIFIERS:
+            return self.vocabulary.terminals[:1]
         return tuple((2 if self.name.startswith("pair_") else 1) * letter for letter in self.vocabulary.terminals)
 
     @cached_property
@@ -43,11 +55,11 @@ class Family:
     @cached_property
     def token_id(self) -> int:
         """Id of the family's token."""
-        return self.vocabulary.id(FAMILIES[self.name])
+        return self.vocabulary.id({**FAMILIES, **IDENTIFIERS}[self.name])
 
     @cached_property
     def operand_ids(self) -> Int[np.ndarray, " operands"]:
-        """Token ids of the operands; the family without operand repeats NULL for every terminal."""
+        """Token ids of the operands; a family with one operand, or none (NULL), repeats it for every terminal."""
         names = self.operands if len(self.operands) > 1 else self.operands * len(self.vocabulary.terminals)
         return np.array(self.vocabulary.encode(names))
 
@@ -55,7 +67,7 @@ class Family:
     def number_id(self) -> int:
         """Id of the number operand: the window, the occurrence or the distance."""
         number = {"count": self.window, "pair_count": self.window, "token": self.token_distance}
-        return self.vocabulary.id(number.get(self.name, self.occurrence))
+        return self.vocabulary.id(number.get(self.kind, self.occurrence))
 
     @cached_property
     def answer_ids(self) -> Int[np.ndarray, " classes"]:
@@ -63,8 +75,8 @@ class Family:
         length = self.vocabulary.text_length
         if self.name == "token":
             return np.array(self.vocabulary.encode(self.vocabulary.terminals))
-        if self.name.endswith("count"):
-            return np.array(self.vocabulary.encode(range(self.window + (self.name == "count"))))
+        if self.kind.endswith("count"):
+            return np.array(self.vocabulary.encode(range(self.window + (self.kind == "count"))))
         return np.array(self.vocabulary.encode([*range(int(self.name == "pair_index"), length), ABSENT]))
 
     @cached_property
@@ -77,13 +89,15 @@ class Family:
             "count": CountRecipe(self.window, terminals),
             "index": IndexRecipe(self.occurrence, self.vocabulary.text_length, terminals),
         }
-        return recipes.get(self.name)
+        return recipes.get(self.kind)
 
     def label(self, texts: Texts, operand: int | Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
         """The true label: a count, a distance from the end (-1 when absent), or a terminal index.
 
-        `operand` indexes the terminals, one for all texts or one per text; `token` ignores it.
+        `operand` indexes the terminals, one for all texts or one per text; families with one operand or none ignore it.
         """
+        if self.name in IDENTIFIERS:
+            return labels.count(texts, 0, self.window)
         if self.name == "count":
             return labels.count(texts, operand, self.window)
         if self.name == "pair_count":

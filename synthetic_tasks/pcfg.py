@@ -1,9 +1,9 @@
-"""The task of [Jain+23 §B.2]: five families of questions about texts of a probabilistic context-free grammar."""
+"""The task of [Jain+23 §B.2]: families of questions about texts of a probabilistic context-free grammar."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -14,10 +14,11 @@ from pydantic import Field
 
 from synthetic_tasks.chance import best_constant, best_given
 from synthetic_tasks.correlation import count_ranges, draw_correlated, index_ranges, select_natural
-from synthetic_tasks.families import FAMILIES, Family
+from synthetic_tasks.families import FAMILIES, IDENTIFIERS, Family
 from synthetic_tasks.grammar import Grammar
 from synthetic_tasks.labels import ABSENT
 from synthetic_tasks.prompts import Layout, Vocabulary
+from synthetic_tasks.restrictions import ALL, Drawn, Labels, check, draw_restricted, parse
 from synthetic_tasks.settings import Settings, read_settings
 from workbench.errors import UserError, did_you_mean
 from workbench.examples import Correlation, Examples
@@ -45,6 +46,8 @@ class PcfgSettings(Settings):
     token_distance: int | None = Field(default=None, ge=0)
     """Distance from the end of the token asked for; the window when not given, at most the first token."""
     families: tuple[str, ...] = tuple(FAMILIES)
+    identifiers: Literal[1, 3] = 1
+    """3: counting the first terminal can also be asked for by the family tokens J1 and J2 [Jain+23 §E.2]."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +81,11 @@ class PcfgTask:
                 raise UserError(f"there is no task family {family!r}{did_you_mean(family, FAMILIES)}")
         if len(set(read.families)) < max(1, len(read.families)):
             raise UserError(f"task pcfg setting 'families' is {list(read.families)}; name each family once, and at least one.")
+        if read.identifiers > 1 and "count" not in read.families:
+            raise UserError(
+                f"task pcfg setting 'identifiers' is {read.identifiers}, but its families {list(read.families)} do not count; "
+                "add 'count' or leave it at 1."
+            )
         return cls(Grammar.load(read.grammar), read)
 
     @cached_property
@@ -95,7 +103,8 @@ class PcfgTask:
         """The families of the task by name."""
         s = self.settings
         distance = min(s.window, s.text_length - 1) if s.token_distance is None else s.token_distance
-        return {name: Family(name, self.vocabulary, s.window, s.occurrence, distance) for name in s.families}
+        names = (*s.families, *(IDENTIFIERS if s.identifiers > 1 else ()))
+        return {name: Family(name, self.vocabulary, s.window, s.occurrence, distance) for name in names}
 
     @property
     def vocab_size(self) -> int:
@@ -113,11 +122,12 @@ class PcfgTask:
         return tuple(name for family in self.families.values() for name in family.capabilities)
 
     def locate(self, capability: str) -> tuple[Family, int]:
-        """The family of a capability and the index of its operand.
+        """The family of a capability and the index of its operand, whatever labels its name may be restricted to.
 
         Raises:
             UserError: on a capability that the task does not have.
         """
+        capability, _ = parse(capability)
         for family in self.families.values():
             if capability in family.capabilities:
                 return family, family.capabilities.index(capability)
@@ -132,12 +142,12 @@ class PcfgTask:
         return self.vocabulary.describe(tokens)
 
     def capability(self, name: str, correlation: Correlation | None = None, texts: str = "natural") -> PcfgCapability:
-        """A source of examples of one capability.
+        """A source of examples of one capability; `count_a>4` and `count_a<=4` are `count_a` on texts of such labels.
 
         With a correlation every text is edited: correlated with probability `share`, otherwise explicitly not.
 
         Raises:
-            UserError: on an unknown capability, or a correlation that no text can have.
+            UserError: on an unknown capability, a correlation that no text can have, or labels that hardly any text has.
         """
         self.locate(name)
         if texts not in ("natural", "balanced", "pretraining"):
@@ -148,7 +158,11 @@ class PcfgTask:
                     f"texts {texts!r} and a correlation exclude each other, as correlated texts are edited; drop one."
                 )
             self.check_correlation(correlation)
-        return PcfgCapability(self, name, correlation, texts)
+        plain, labels = parse(name)
+        capability = PcfgCapability(self, plain, correlation, texts, labels)
+        if labels:
+            self.check_labels(plain, labels, lambda n: replace(capability, labels=ALL).draw(n, 0, "check"))
+        return capability
 
     def natural_texts(self, n: int, rng: np.random.Generator) -> Texts:
         """Plain samples of the grammar."""
@@ -177,6 +191,17 @@ class PcfgTask:
             count_ranges(s.window, correlation.offset)
         else:
             index_ranges(s.text_length, s.occurrence, correlation.offset)
+
+    def check_labels(self, name: str, labels: Labels, draw: Callable[[int], Drawn]) -> None:
+        """Raise a `UserError` when a capability's labels cannot be restricted so on the texts that `draw` gives."""
+        family, operand = self.locate(name)
+        if family.name == "token":
+            raise UserError(
+                f"the labels of 'token' have no order, so {name}{labels} says nothing; restrict a count or an index."
+            )
+        values = family.answer_ids - self.vocabulary.zero
+        last = int(values[values < self.vocabulary.text_length + 1].max())
+        check(name, labels, (int(values.min()), last), draw, lambda texts: family.label(texts, operand))
 
     def correlated_texts(
         self, n: int, correlation: Correlation, rng: np.random.Generator, correlated: Bool[np.ndarray, " n"] | None = None
@@ -207,21 +232,30 @@ class PcfgCapability:
     """
 
     task: PcfgTask
-    name: str
+    plain: str
+    """The name without labels."""
     correlation: Correlation | None
     texts: Kind
+    labels: Labels = ALL
+
+    @property
+    def name(self) -> str:
+        """For instance `count_a`, or `count_a>4` where labels are restricted."""
+        return f"{self.plain}{self.labels}"
 
     def draw(self, n: int, seed: int, split: str) -> tuple[Texts, Bool[np.ndarray, " n"] | None]:
         """The texts of a split, and which are correlated (None without a correlation)."""
-        family, _ = self.task.locate(self.name)
+        family, operand = self.task.locate(self.plain)
         if self.correlation is not None:
             c = self.correlation
             rng = numpy_generator(seed, "pcfg", "texts", split, c.target, c.partner, str(c.offset), str(float(c.share)))
-            return self.task.correlated_texts(n, c, rng)
-        balanced = {"natural": 0.0, "balanced": 1.0, "pretraining": 0.5}[self.texts]
-        kind = self.texts if family.recipe is not None else "natural"
-        rng = numpy_generator(seed, "pcfg", "texts", split, kind, *([] if kind == "natural" else [family.name]))
-        return self.task.mixed_texts(n, family, balanced, rng), None
+            draw: Callable[[int], Drawn] = lambda m: self.task.correlated_texts(m, c, rng)  # noqa: E731
+        else:
+            balanced = {"natural": 0.0, "balanced": 1.0, "pretraining": 0.5}[self.texts]
+            kind = self.texts if family.recipe is not None else "natural"
+            rng = numpy_generator(seed, "pcfg", "texts", split, kind, *([] if kind == "natural" else [family.kind]))
+            draw = lambda m: (self.task.mixed_texts(m, family, balanced, rng), None)  # noqa: E731
+        return draw_restricted(n, self.labels, draw, lambda texts: family.label(texts, operand))
 
     def examples(self, n: int, seed: int, split: str = "test") -> Examples:
         """`n` examples; the labels hold every label of the task's families (-1: absent) and, if any, `correlated`.
@@ -232,10 +266,10 @@ class PcfgCapability:
         if n < 1:
             raise UserError(f"{n} examples of {self.name!r} were asked for; ask for at least 1.")
         task = self.task
-        family, operand = task.locate(self.name)
+        family, operand = task.locate(self.plain)
         texts, correlated = self.draw(n, seed, split)
         found = {name: other.label(texts, i) for other in task.families.values() for i, name in enumerate(other.capabilities)}
-        answer = family.answer(found[self.name])
+        answer = family.answer(found[self.plain])
         if correlated is not None:
             found["correlated"] = correlated.astype(np.int64)
         layout = task.layout
@@ -257,7 +291,7 @@ class PcfgCapability:
         """
         key = (self.name, self.correlation, self.texts)
         if key not in self.task.chances:
-            family, operand = self.task.locate(self.name)
+            family, operand = self.task.locate(self.plain)
             texts, _ = self.draw(REFERENCE_TEXTS, 0, "chance reference")
             values = [family.label(texts, i) for i in range(len(family.capabilities))]
             chance = {"majority": best_constant(values[operand])}

@@ -90,11 +90,12 @@ def check(
     Raises:
         UserError: a bound that leaves out nothing or everything, or labels of fewer than `RAREST` of the texts.
     """
-    for bound, last in ((None if labels.low is None else labels.low - 1, answers[1]), (labels.high, answers[1])):
-        if bound is not None and not answers[0] <= bound < last:
+    first, last = answers
+    for bound in (None if labels.low is None else labels.low - 1, labels.high):
+        if bound is not None and not first <= bound < last:
             raise UserError(
-                f"{name}{labels} splits no labels, since those of {name!r} go from {answers[0]} to {answers[1]}; "
-                f"use a bound from {answers[0]} to {last - 1}."
+                f"{name}{labels} splits no labels, since those of {name!r} go from {first} to {last}; "
+                f"use a bound from {first} to {last - 1}."
             )
     found = read(draw(PROBE_TEXTS)[0])
     share = float(labels.hold(found).mean())

@@ -120,6 +120,8 @@ def _labels(pair: Pair, targets: Sequence[str], asked: str, examples: Examples) 
 
 def _holds(pair: Pair, examples: Examples) -> Int[np.ndarray, " n"]:
     """1 where the relation of the pair's correlation holds."""
+    if "correlated" in examples.labels:
+        return examples.labels["correlated"].cpu().numpy().astype(np.int64)
     relation = pair.correlation
     assert relation is not None
     target, partner = (examples.labels[name].cpu().numpy() for name in (relation.target, relation.partner))
