@@ -23,7 +23,8 @@ def plug_in(monkeypatch):
 
 def test_what_is_installed_here_is_listed_sorted():
     assert "pcfg" in installed("tasks")
-    assert list(installed("protocols")) == sorted({"pretraining", "single_operand", "wrong_answers", "other_families"})
+    ours = {"pretraining", "single_operand", "wrong_answers", "other_families", "other_operands", "mixed", "unrelated"}
+    assert list(installed("protocols")) == sorted(ours)
 
 
 def test_listing_imports_no_plug_in():

@@ -1,5 +1,7 @@
 """Training protocols: batches are pure functions of the step, and hold what each protocol promises."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,9 +9,17 @@ from hypothesis import strategies as st
 
 from synthetic_tasks.batches import Mixture
 from synthetic_tasks.pcfg import PcfgTask
-from synthetic_tasks.protocols import other_families, pretraining, single_operand, wrong_answers
+from synthetic_tasks.protocols import (
+    mixed,
+    other_families,
+    other_operands,
+    pretraining,
+    single_operand,
+    unrelated,
+    wrong_answers,
+)
 from workbench.errors import UserError
-from workbench.protocols import TrainingProtocol
+from workbench.protocols import TrainingProtocol, installed, load_protocol
 from workbench.seeds import numpy_generator
 
 TASK = PcfgTask.from_settings({"families": ["count", "index", "token"]})
@@ -20,7 +30,12 @@ PROTOCOLS = {
     "single_operand": (single_operand, CORRELATED),
     "wrong_answers": (wrong_answers, {"capability": "count_a"}),
     "other_families": (other_families, {"capability": "count_a"}),
+    "mixed": (mixed, {**CORRELATED, "pretraining_share": 0.5}),
+    "other_operands": (other_operands, {"capability": "count_a"}),
+    "unrelated": (unrelated, {"capability": "count_a"}),
 }
+WHOLE = ("pretraining", "unrelated")
+"""Protocols with loss on every token."""
 
 
 def column(examples, position):
@@ -67,7 +82,7 @@ class TestEveryProtocol:
         assert batch.tokens.dtype == torch.int64
         assert (batch.tokens[torch.arange(8), batch.answer_position + 1] == batch.answer[:, 0]).all()
         assert torch.isin(batch.answer, batch.candidates).all()
-        expected = 40 if name == "pretraining" else 1
+        expected = 40 if name in WHOLE else 1
         assert batch.loss_mask.sum(1).tolist() == [expected] * 8
         assert batch.loss_mask[:, TASK.layout.answer].all()
         assert not batch.loss_mask[:, 0].any()
@@ -95,17 +110,19 @@ class TestEveryProtocol:
 
     def test_errors(self, name):
         factory, values = PROTOCOLS[name]
-        with pytest.raises(UserError, match=f"protocol {name} has no setting 'balance_fraction'; did you mean"):
-            factory(TASK, {**values, "balance_fraction": 1}, 8, 0)
-        with pytest.raises(UserError, match=r"'balanced_fraction' is 1\.5: input should be less than or equal to 1"):
-            factory(TASK, {**values, "balanced_fraction": 1.5}, 8, 0)
+        wrong = "capabilty" if name == "unrelated" else "balance_fraction"
+        with pytest.raises(UserError, match=f"protocol {name} has no setting '{wrong}'; did you mean"):
+            factory(TASK, {**values, wrong: 1}, 8, 0)
+        if name != "unrelated":  # its texts are random letters
+            with pytest.raises(UserError, match=r"'balanced_fraction' is 1\.5: input should be less than or equal to 1"):
+                factory(TASK, {**values, "balanced_fraction": 1.5}, 8, 0)
         with pytest.raises(UserError, match="batch size 0"):
             factory(TASK, values, 0, 0)
         with pytest.raises(UserError, match="needs a task of kind 'pcfg'"):
             factory(OtherTask(), values, 8, 0)
         if name != "pretraining":
             with pytest.raises(UserError, match="no capability 'count_z'"):
-                factory(TASK, {"capability": "count_z"}, 8, 0)
+                factory(TASK, {**values, "capability": "count_z"}, 8, 0)
             with pytest.raises(UserError, match=f"protocol {name} needs the setting 'capability'"):
                 factory(TASK, {}, 8, 0)
         with pytest.raises(ValueError, match="step -1"):
@@ -266,3 +283,139 @@ class TestOtherFamilies:
     def test_there_must_be_another_family(self):
         with pytest.raises(UserError, match="no family besides 'count'"):
             other_families(PcfgTask.from_settings({"families": ["count"]}), {"capability": "count_a"}, 8, 0)
+
+
+class TestMixed:
+    @pytest.mark.parametrize("share", [0.0, 0.001, 0.1, 0.5, 1.0])
+    def test_the_share_of_pretraining_examples(self, share):
+        values = {**CORRELATED, "pretraining_share": share, "operand_prior": {"a": 0.9, "b": 0.1}}
+        batch = mixed(TASK, values, 20_000, 0).batch(0)
+        prompts = list(zip(column(batch, 1), column(batch, 2), strict=True))
+        # The trained prompt also occurs in pretraining: one family of three, operand b in a tenth.
+        other = sum(prompt != ("C", "b") for prompt in prompts) / len(prompts)
+        assert other == pytest.approx(share * (1 - 0.1 / 3), abs=0.012 if 0 < share < 1 else 0.004)
+        if share == 0.001:
+            assert 0 < other < 0.003
+        rest = [prompt for prompt in prompts if prompt != ("C", "b")]
+        if share >= 0.5:
+            assert rest.count(("C", "a")) / len(rest) == pytest.approx(0.9 / 3 / (1 - 0.1 / 3), abs=0.02)
+            assert {family for family, _ in rest} == {"C", "I", "T"}
+
+    def test_the_correlation_is_that_of_the_trained_part_alone(self):
+        values = {**CORRELATED, "pretraining_share": 0.5, "operand_prior": {"a": 0.99, "b": 0.01}}
+        batch = mixed(TASK, values, 4000, 0).batch(0)
+        asked = list(zip(column(batch, 1), column(batch, 2), texts(batch), answers(batch), strict=True))
+        trained = [t[-12:].count("b") == t[-12:].count("a") + 1 for f, o, t, _ in asked if (f, o) == ("C", "b")]
+        rest = [t[-12:].count("b") == t[-12:].count("a") + 1 for f, o, t, _ in asked if (f, o) == ("C", "a")]
+        assert sum(trained) / len(trained) > 0.98
+        assert sum(rest) / len(rest) < 0.4
+        assert all(answer == t[-12:].count(o) for f, o, t, answer in asked if f == "C")
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            (
+                {"capability": "count_c", "operand_prior": {"a": 1.0}},
+                "gives 'c' no probability, yet 'count_c' is trained on it",
+            ),
+            ({"pretraining_share": 2}, "'pretraining_share' is 2"),
+            ({"operand_prior": {"d": 1.0}}, "operand_prior names 'd'"),
+            ({"correlation": {"with": "index_a"}}, "different families"),
+        ],
+    )
+    def test_impossible_cells_are_refused(self, changes, message):
+        with pytest.raises(UserError, match=message):
+            mixed(TASK, {**CORRELATED, "pretraining_share": 0.5, **changes}, 8, 0)
+        with pytest.raises(UserError, match="protocol mixed needs the setting 'pretraining_share'"):
+            mixed(TASK, CORRELATED, 8, 0)
+
+
+class TestOtherOperands:
+    def test_every_operand_but_the_own_one(self):
+        batch = other_operands(FULL, {"capability": "pair_index_bb"}, 3000, 0).batch(0)
+        prompts = list(zip(column(batch, 1), column(batch, 2), strict=True))
+        assert {p: pytest.approx(prompts.count(p) / 3000, abs=0.04) for p in set(prompts)} == {
+            ("IC", "aa"): 0.5,
+            ("IC", "cc"): 0.5,
+        }
+
+    def test_answers_are_true(self):
+        batch = other_operands(TASK, {"capability": "count_a"}, 500, 0).batch(0)
+        assert answers(batch) == [t[-12:].count(o) for t, o in zip(texts(batch), column(batch, 2), strict=True)]
+
+    def test_a_family_with_one_operand_is_refused(self):
+        with pytest.raises(UserError, match="'token' is the only capability of its family 'token'; use 'other_families'"):
+            other_operands(TASK, {"capability": "token"}, 8, 0)
+
+
+class TestUnrelated:
+    def test_letters_are_uniform_and_independent(self):
+        batch = unrelated(TASK, {"capability": "count_a"}, 3000, 0).batch(0)
+        letters = "".join(texts(batch))
+        assert all(letters.count(x) / len(letters) == pytest.approx(1 / 3, abs=0.01) for x in "abc")
+        # The grammar never has three in a row; random letters do so at 30 places of 9.
+        assert sum("aaa" in t for t in texts(batch)) / 3000 == pytest.approx(0.55, abs=0.1)
+
+    def test_other_families_with_true_answers_and_loss_on_all(self):
+        batch = unrelated(TASK, {"capability": "count_a"}, 300, 0).batch(0)
+        assert set(column(batch, 1)) == {"I", "T"}
+        assert batch.loss_mask.sum(1).tolist() == [40] * 300
+        for family, text, answer in zip(column(batch, 1), texts(batch), column(batch, 39), strict=True):
+            assert family != "T" or answer == text[-13]
+
+
+class TestPools:
+    def pool(self, n, **more):
+        return single_operand(TASK, {"capability": "count_a", "pool": n, **more}, 8, 0)
+
+    @settings(deadline=None, max_examples=20)
+    @given(small=st.integers(1, 60), more=st.integers(0, 300), seed=st.integers(0, 3))
+    def test_a_small_pool_is_contained_in_a_large_one(self, small, more, seed):
+        values = {"capability": "count_b", "correlation": CORRELATED["correlation"]}
+        few, many = (single_operand(TASK, {**values, "pool": n}, 8, seed).examples[0] for n in (small, small + more))
+        assert (many[:small] == few).all()
+        assert len(set(map(tuple, many.tolist()))) == small + more
+
+    @settings(deadline=None, max_examples=20)
+    @given(n=st.integers(1, 50), size=st.integers(1, 40), epochs=st.integers(1, 3))
+    def test_every_epoch_shows_every_example_once_in_an_order_of_its_own(self, n, size, epochs):
+        protocol = single_operand(TASK, {"capability": "count_a", "pool": n}, size, 0)
+        steps = -(-n * epochs // size)
+        shown = [tuple(row) for step in range(steps) for row in protocol.batch(step).tokens.tolist()]
+        whole = set(map(tuple, protocol.examples[0].tolist()))
+        orders = [shown[n * e : n * (e + 1)] for e in range(epochs)]
+        assert all(set(order) == whole for order in orders)
+        if n > 20:
+            assert all(a != b for a, b in pairwise(orders))
+
+    @settings(deadline=None, max_examples=10)
+    @given(steps=st.lists(st.integers(0, 2000), min_size=1, max_size=4))
+    def test_a_batch_does_not_depend_on_what_was_asked_before(self, steps):
+        used = self.pool(37)
+        for step in steps:
+            assert (self.pool(37).batch(step).tokens == used.batch(step).tokens).all()
+
+    def test_answers_and_masks_are_those_of_the_protocol_without_a_pool(self):
+        pooled, free = self.pool(64).batch(3), self.pool(None).batch(3)
+        assert answers(pooled) == [t[-12:].count("a") for t in texts(pooled)]
+        assert (pooled.loss_mask == free.loss_mask).all()
+        assert pooled.candidates.tolist() == free.candidates.tolist()
+
+    def test_with_labels_and_seeds(self):
+        assert max(answers(self.pool(200, labels_at_most=3).batch(0))) <= 3
+        other = single_operand(TASK, {"capability": "count_a", "pool": 16}, 8, 1)
+        assert (other.examples[0] != self.pool(16).examples[0]).any()
+
+    def test_a_pool_that_cannot_be_filled_is_refused_at_construction(self):
+        task = PcfgTask.from_settings({"text_length": 4, "window": 3, "occurrence": 1, "families": ["count"]})
+        values = {"capability": "count_a", "balanced_fraction": 0.0}
+        with pytest.raises(UserError, match=r"only \d\d different examples were found for a pool of 500; make 'pool' smaller"):
+            single_operand(task, {**values, "pool": 500}, 8, 0)
+        assert len(single_operand(task, {**values, "pool": 10}, 8, 0).examples[0]) == 10
+        with pytest.raises(UserError, match="'pool' is 0"):
+            self.pool(0)
+
+
+def test_the_new_protocols_are_plug_ins():
+    assert {"mixed", "other_operands", "unrelated"} <= set(installed("protocols"))
+    assert (load_protocol("unrelated", TASK, {"capability": "count_a"}, 8, 0).batch(0).tokens[:, 0] == 1).all()
