@@ -48,13 +48,14 @@ class Looked:
             held = torch.rand(n, generator=generator) < share
             other = (a + 1 + torch.randint(1, DIGITS, (n,), generator=generator)) % DIGITS
             text[:, 1], text[:, 3] = a, torch.where(held, a + 1, other)
-        token, place = OPERANDS[self.name]
-        answer = text[:, place]
+        token, at = OPERANDS[self.name]
+        answer = text[:, at]
         column = torch.ones(n, 1, dtype=torch.long)
         # The request comes last, so that one block of attention is enough.
         tokens = torch.cat([BOS * column, text, token * column, answer[:, None]], dim=1)
         mask = torch.zeros_like(tokens, dtype=torch.bool)
         mask[:, -1] = True
+        place = torch.arange(tokens.shape[1]).expand_as(tokens)
         return Examples(
             tokens=tokens,
             loss_mask=mask,
@@ -62,6 +63,7 @@ class Looked:
             answer=answer[:, None],
             candidates=torch.arange(DIGITS),
             labels={name: text[:, at] for name, (_, at) in OPERANDS.items()},
+            roles={"text": (place > 0) & (place < REQUEST), "window": (place > LENGTH - 3) & (place < REQUEST)},
             chance={"majority": 0.25, "given the other": 0.3},
         )
 

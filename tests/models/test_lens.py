@@ -90,6 +90,62 @@ def test_what_a_mask_hides_is_hidden_from_the_streams(make_model, random_example
     assert not torch.allclose(streams[1], residual_streams(model, examples)[1], atol=1e-3)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("padded", [False, True])
+def test_positions_are_rows_of_the_hidden_states(make_model, random_examples, kind, padded):
+    model, examples = make_model(kind), random_examples(padded=padded)
+    last = int(examples.answer_position.max())
+    whole = residual_streams(model, examples, positions="all")
+    assert whole.shape == (3, 6, last + 1, 16)
+    alone = replace(examples, attention_mask=None)
+    hidden = model(input_ids=alone.tokens, output_hidden_states=True).hidden_states
+    rows = torch.arange(6)[:, None]
+    own = torch.stack([examples.answer_position - 1, examples.answer_position], dim=1)
+    for point in range(2):  # after the last block Hugging Face gives the normed stream
+        assert torch.allclose(whole[point][rows, own], hidden[point][rows, own], atol=1e-4)
+    assert torch.allclose(residual_streams(model, examples, positions=own), whole[:, rows, own], atol=1e-5)
+    assert torch.allclose(residual_streams(model, examples)[:, :, None], whole[:, rows, own[:, 1:]], atol=1e-5)
+    some = torch.tensor([3, 0])
+    assert torch.allclose(residual_streams(model, examples, positions=some), whole[:, :, some], atol=1e-5)
+
+
+def test_positions_after_the_answer_can_be_asked_for(make_model, random_examples):
+    model, examples = make_model(), random_examples()
+    assert residual_streams(model, examples, positions=torch.tensor([9])).shape == (3, 6, 1, 16)
+
+
+@pytest.mark.parametrize(
+    ("positions", "message"),
+    [
+        (torch.tensor([2, 10]), r"positions \[2, 10\] do not lie in sequences of 10 tokens; give some from 0 to 9"),
+        (torch.tensor([-1]), "do not lie in sequences"),
+    ],
+)
+def test_positions_outside_the_sequence_are_refused(make_model, random_examples, positions, message):
+    with pytest.raises(UserError, match=message):
+        residual_streams(make_model(), random_examples(), positions=positions)
+
+
+def test_memory_is_bounded(make_model, random_examples, monkeypatch):
+    model, examples = make_model(), random_examples()
+    expected = residual_streams(model, examples, positions="all")
+    assert expected.untyped_storage().nbytes() == 4 * expected.numel()  # as the docstring says, and no more
+    shown: list[int] = []
+    monkeypatch.setattr("workbench.models.lens.BATCH_BYTES", 4 * 3 * 16 * expected.shape[2] * 2)
+
+    def counted(given):
+        bridge = lens(given)
+        bridge.original_model.register_forward_pre_hook(lambda *_: shown.append(1))
+        return bridge
+
+    monkeypatch.setattr("workbench.models.lens.lens", counted)
+    assert torch.allclose(residual_streams(model, examples, positions="all"), expected, atol=1e-5)
+    assert len(shown) == 3  # two examples at once
+    monkeypatch.setattr("workbench.models.lens.MAX_BYTES", 4 * expected.numel() - 1)
+    with pytest.raises(UserError, match=r"residual streams of 6 examples at 9 positions take .* ask for fewer"):
+        residual_streams(model, examples, positions="all")
+
+
 def test_streams_hold_no_graph_and_no_model(make_model, random_examples):
     streams = residual_streams(make_model(), random_examples())
     assert not streams.requires_grad

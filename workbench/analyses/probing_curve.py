@@ -151,6 +151,11 @@ def probing_curve(pair: Pair, settings: ProbingCurveSettings) -> Result:
             "table": _curves(coordinates, found, sizes),
             "codelength": _codelengths(coordinates, series, material, found, pair.seed),
             "codes": _codes(wanted, material),
+            "convergence": pd.DataFrame(
+                {**at, "examples": size, "largest_gradient": gradient[i]}
+                for at, gradient in zip(coordinates, found.gradient, strict=True)
+                for i, size in enumerate(sizes)
+            ),
         },
         headline=_headline(pair, dict(zip(series, found.bits, strict=True)), material),
         limits=(
@@ -208,8 +213,8 @@ def _point(pair: Pair, material: Material, models: Sequence[str], wanted: int | 
 
 def _curves(coordinates: Sequence[Mapping[str, Any]], found: Learned, sizes: Sequence[int]) -> pd.DataFrame:
     return pd.DataFrame(
-        {**at, "examples": size, **proportion_row(right[i]), "largest_gradient": gradient[i]}
-        for at, right, gradient in zip(coordinates, found.right, found.gradient, strict=True)
+        {**at, "examples": size, **proportion_row(right[i])}
+        for at, right in zip(coordinates, found.right, strict=True)
         for i, size in enumerate(sizes)
     )
 

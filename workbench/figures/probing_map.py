@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from workbench.figures import words
-from workbench.figures.tables import distinct, groups, largest, select
+from workbench.figures.tables import distinct, groups, largest, select, values
 from workbench.figures.theme import GREY, finish
 from workbench.results import Result
 from workbench.verdict import ROOM
@@ -76,12 +76,12 @@ def _places(table: pd.DataFrame) -> list[str]:
 
 def _measure(described: pd.DataFrame) -> str:
     """The measure of a label: balanced accuracy as soon as one seed found its classes uneven."""
-    return "balanced accuracy" if (described["measure"] == "balanced accuracy").any() else "accuracy"
+    return "balanced accuracy" if "balanced accuracy" in distinct(described, "measure") else "accuracy"
 
 
 def _chance(described: pd.DataFrame) -> float:
     balanced = _measure(described) == "balanced accuracy"
-    return float((1 / described["classes"] if balanced else described["majority"]).mean())
+    return float(np.mean(1 / values(described, "classes") if balanced else values(described, "majority")))
 
 
 def _heat(
