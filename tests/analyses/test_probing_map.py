@@ -145,6 +145,17 @@ def test_both_measures_stand_in_the_table_and_the_rule_says_which_counts(covered
     assert cell(found, "last", "base", 0, "0") == 1.0
 
 
+def test_uneven_classes_are_scored_by_class(covered, monkeypatch):
+    monkeypatch.setattr("workbench.probes.UNEVEN", 0.5)
+    found = probing_map(covered, **QUICKER, targets=("pt",))
+    described = found.tables["targets"].iloc[0]
+    assert (described["measure"], described["chance"]) == ("balanced accuracy", 1 / 4)
+    assert found.metric("base_probe").unit == "balanced accuracy"
+    assert "balanced accuracy, chance 0.25" in "".join(a.text or "" for a in figure(found).layout.annotations)
+    by_class = select(found.table, target="look_a", model="base", point=1, measure="balanced accuracy")["value"]
+    assert found.metric("base_probe").value == pytest.approx(by_class.max(), abs=0.15)
+
+
 def test_headline_is_measured_on_other_texts_than_it_was_chosen_on(result):
     assert all(m.n == 100 for m in result.headline)
     names = [m.metric for m in result.headline]
@@ -231,3 +242,39 @@ class TestFigure:
         assert said.endswith(".")
         assert "look a at most 1.00 in the base" in said
         assert "chance" in said
+
+
+def test_on_grammar_texts_every_kind_of_target_has_its_places(make_pair, tmp_path):
+    from workbench.examples import Correlation
+    from workbench.models.build import build_model
+    from workbench.models.checkpoints import save_model
+    from workbench.models.spec import ModelSpec
+    from workbench.protocols import load_task
+
+    grammar = load_task({"kind": "pcfg", "families": ["count", "index", "token"]})
+    for seed, name in enumerate(("base", "tuned")):
+        (tmp_path / name).mkdir()
+        model = build_model(ModelSpec(kind="gpt2", blocks=1, heads=2, width=16), grammar.vocab_size, grammar.context, seed)
+        save_model(model, tmp_path / name)
+    pair = make_pair(
+        task=grammar,
+        capability="count_a",
+        tuned_on="count_b",
+        correlation=Correlation("count_b", "count_a"),
+        base_path=tmp_path / "base",
+        tuned_path=tmp_path / "tuned",
+        never=None,
+    )
+    found = probing_map(pair, train_examples=240, n=120, text_positions=4)
+    described = found.tables["targets"].set_index("target")
+    assert list(described.index) == ["count_a", "count_b", "index_a", "index_b", "correlated", "family"]
+    assert set(described.loc[["count_a", "correlated", "family"], "measure"]) == {"accuracy"}
+    places = {target: list(dict.fromkeys(select(found.table, target=target)["place"])) for target in described.index}
+    assert places["count_a"] == places["correlated"] == ["24", "16", "8", "0", "EOT", "request"]
+    assert places["family"] == ["token 1", "operand", "token 3", "SOT", "24", "16", "8", "0", "EOT", "request"]
+    known = select(found.tables["token"], target="family", measure="accuracy").set_index("place")["value"]
+    assert known["token 1"] == 1.0
+    assert known["operand"] == pytest.approx(2 / 3)  # NULL tells one family of three
+    # Every family is asked of the same kind of texts, so no letter of a text tells one.
+    assert known[["24", "16", "8", "0"]].max() < 0.5
+    assert all(m.n == 60 for m in found.headline)
