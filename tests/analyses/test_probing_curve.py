@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from workbench.analyses import probing_curve
-from workbench.analyses.probing_curve import evidence, size_grid
+from workbench.analyses.probing_curve import Material, Series, evidence, size_grid
 from workbench.errors import UserError
 from workbench.figures import alt, figure
 from workbench.figures.tables import select
@@ -48,6 +49,20 @@ def test_size_grid():
     assert size_grid(50, 100, 2.0) == (50, 100)
     with pytest.raises(UserError, match="first is 50, which is not below train_examples 50"):
         size_grid(50, 50, 2.0)
+
+
+def test_costs_belong_to_the_examples_whatever_the_order_of_sending():
+    generator = torch.Generator().manual_seed(0)
+    x, label = torch.randn(1, 60, 4, generator=generator), np.arange(60) % 2
+    material = Material({("base", "p"): (x, x)}, {("a", "m"): "p"}, {("a", "m", "true"): (label, label)}, (10, 30), 2.0, 50)
+    series, orders = [Series("base", "a", "m", "true")], [np.random.default_rng(i).permutation(60) for i in range(2)]
+    first, second = (material.learn(series, [0], [order]) for order in orders)
+    both = material.learn(series, [0], orders)
+    for one, order in ((first, orders[0]), (second, orders[1])):
+        assert (one.bits[0, order[:10]] == 1.0).all()  # what is sent first costs the uniform code
+        assert (one.bits[0, order[10:]] != 1.0).all()
+    assert both.bits == pytest.approx((first.bits + second.bits) / 2)
+    assert both.right == pytest.approx((first.right + second.right) / 2)
 
 
 def test_tables_hold_every_series(result):

@@ -10,7 +10,7 @@ import torch
 
 from workbench.analyses import probing_map
 from workbench.analyses._places import find_places
-from workbench.analyses.probing_map import evidence
+from workbench.analyses.probing_map import _of_families, evidence
 from workbench.errors import UserError
 from workbench.figures import alt, figure
 from workbench.figures.tables import select
@@ -126,6 +126,14 @@ def test_the_family_is_known_from_the_request_and_from_nothing_before_it(result)
     assert cell(result, "family", "untrained", 0, "0") == pytest.approx(0.5, abs=0.1)
     known = select(result.tables["token"], target="family", place="request", measure="accuracy")["value"]
     assert known.iloc[0] == 1.0
+
+
+def test_every_text_is_shown_under_one_family(covered):
+    look, last = _of_families(covered, 31, "test")
+    assert (len(look), len(last)) == (16, 15)
+    plain = covered.task.capability("last").examples(31, covered.seed).tokens[:, 1:13]
+    assert torch.equal(look.tokens[:, 1:13], plain[0::2])
+    assert torch.equal(last.tokens[:, 1:13], plain[1::2])
 
 
 def test_changes_are_tuned_minus_base(result):

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from synthetic_tasks.batches import Mixture
@@ -377,12 +377,14 @@ class TestPools:
         assert len(set(map(tuple, many.tolist()))) == small + more
 
     @settings(deadline=None, max_examples=20)
-    @given(n=st.integers(1, 50), size=st.integers(1, 40), epochs=st.integers(1, 3))
-    def test_every_epoch_shows_every_example_once_in_an_order_of_its_own(self, n, size, epochs):
+    @given(n=st.integers(1, 50), size=st.integers(1, 40), start=st.integers(0, 300), epochs=st.integers(1, 3))
+    @example(n=50, size=40, start=40, epochs=3)  # 2048 examples are drawn at once: the second such draw begins in here
+    def test_every_epoch_shows_every_example_once_in_an_order_of_its_own(self, n, size, start, epochs):
         protocol = single_operand(TASK, {"capability": "count_a", "pool": n}, size, 0)
-        steps = -(-n * epochs // size)
-        shown = [tuple(row) for step in range(steps) for row in protocol.batch(step).tokens.tolist()]
+        first, last = n * start // size, -(-n * (start + epochs) // size)
+        shown = [tuple(row) for step in range(first, last) for row in protocol.batch(step).tokens.tolist()]
         whole = set(map(tuple, protocol.examples[0].tolist()))
+        shown = shown[n * start - first * size :]
         orders = [shown[n * e : n * (e + 1)] for e in range(epochs)]
         assert all(set(order) == whole for order in orders)
         if n > 20:
