@@ -118,6 +118,17 @@ def test_arms_are_compared_by_examples(run, arm):
     assert steps["never_had_it", "examples"] == pytest.approx(1280)
 
 
+def test_other_rates_have_ratios_of_their_own_and_no_say_in_the_verdict(run, arm):
+    main = {"revived": arm(0.2, 0.5, 0.95, 1.0), "never_had_it": arm(0.2, 0.2, 0.3, 0.5, 0.95, 1.0)}
+    fast = {"revived@0.001": arm(0.2, 0.95, 1.0, 1.0), "never_had_it@0.001": arm(0.2, 0.95, 1.0, 1.0)}
+    alone, both = run(**main), run(**main, **fast)
+    assert both.metric("ratio@0.001").value == pytest.approx(1)
+    assert both.metric("steps_revived@0.001").value == pytest.approx(5)
+    assert both.metric("ratio") == alone.metric("ratio")
+    assert both.evidence == alone.evidence
+    assert run(**main, **{"revived@0.001": arm(0.2)}).evidence == alone.evidence  # its control is missing: no ratio
+
+
 def test_plain_texts_count_as_the_uncorrelated_set(run, arm):
     result = run(revived=arm(0.2, 0.95, 1.0, share=math.nan), never_had_it=arm(0.2, 0.5, 0.95, 1.0, share=math.nan))
     assert result.metric("steps_revived").value == pytest.approx(5)

@@ -139,10 +139,27 @@ def test_revive_can_leave_pairs_out():
     assert (list(more.arms), "revival" in more.analyses) == (["revived", "scratch"], True)
 
 
-def test_a_pair_is_held_against_the_first_pretrained_model_or_another():
+def test_other_reverse_rates_run_the_arms_again_where_they_lie_below_the_rate_of_fine_tuning():
+    first = body()["finetune"]["wrapped"]
+    rates = {**body()["revive"], "lr": 1e-4, "other_rates": [3e-4, 1e-5]}
+    fast, slow = planned(finetune={"fast": {**first, "lr": 1e-3}, "slow": {**first, "lr": 2e-4}}, revive=rates).pairs
+    main = ["revived", "never_had_it", "scratch", "irrelevant"]
+    assert list(fast.arms) == main + [f"{arm}@{rate}" for rate in ("0.0003", "1e-05") for arm in main[:3]]
+    assert list(slow.arms) == main + [f"{arm}@1e-05" for arm in main[:3]]
+    assert fast.arms["revived@0.0003"].spec["training"]["lr"] == 3e-4
+    assert fast.arms["revived@0.0003"].name == "reverse-revived-fast@0.0003-s0"
+    assert fast.arms["scratch@1e-05"] is slow.arms["scratch@1e-05"]
+    alone = planned(finetune={"fast": {**first, "lr": 1e-3}}, revive={**rates, "other_rates": []}).pairs[0]
+    assert {arm: stage.key for arm, stage in alone.arms.items()} == {arm: fast.arms[arm].key for arm in main}
+
+
+def test_a_pair_is_held_against_the_model_it_starts_from_or_another():
     made = planned(finetune={"a": {**SECOND, "against": None}, "b": {**SECOND, "against": "never_had_it"}, "c": SECOND})
     assert [pair.base.name for pair in made.pairs] == ["pretrain-base-s0", "pretrain-never_had_it-s0", "pretrain-base-s0"]
     assert {pair.tuned.parents for pair in made.pairs} == {(keys(made)["pretrain-never_had_it-s0"],)}
+    more = {**body()["pretrain"], "other": body()["pretrain"]["base"] | {"steps": 3}}
+    (pair,) = planned(pretrain=more, finetune={"d": {**SECOND, "from": "other", "against": None}}).pairs
+    assert pair.base.name == "pretrain-other-s0"
 
 
 # --- keys

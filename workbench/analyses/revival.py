@@ -63,7 +63,9 @@ def revival(pair: Pair, settings: RevivalSettings) -> Result:
     the control never arrived; seeds are averaged on the log scale. Draws resample the same examples in all arms, so the
     interval of one seed covers the test set, not the run.
 
-    Does not show what happens at another rate: a high enough one teaches anew instead of reviving.
+    Arms at other rates are called `ARM@RATE`, and their ratio `ratio@RATE`; the verdict rests on the main rate alone.
+
+    Does not show what happens at a rate that was not run: a high enough one teaches anew instead of reviving.
     """
     del settings
     arms = {name: _arm(name, pair.capability, trajectory) for name, trajectory in pair.arms.items()}
@@ -122,7 +124,7 @@ def _comparison(arms: dict[str, Arm], steps: dict[str, Metric], seed: int) -> li
         return []
     arm, taken = arms[REVIVED], steps[REVIVED]
     size = arm.batch_size
-    out = [
+    out: list[Metric] = [
         replace(
             taken,
             metric="examples_revived",
@@ -133,15 +135,20 @@ def _comparison(arms: dict[str, Arm], steps: dict[str, Metric], seed: int) -> li
             draws=tuple(round(d * size, 6) for d in taken.draws),
         )
     ]
-    if NEVER in arms:
-        never = arms[NEVER]
-        floor = size * arm.resolved
-        value, bound = ratio(_scaled(arm.crossing, size), _scaled(never.crossing, never.batch_size), floor)
-        (a, a_late), (b, b_late) = arm.crossings(seed), never.crossings(seed)
-        draws, _ = ratio_draws((a * size, a_late), (b * never.batch_size, b_late), floor)
-        metric = derived("ratio", value, draws, arm.correct.shape[1], "ratio")
-        out.append(replace(metric, bound=bound, pool="geometric"))
+    for at in dict.fromkeys(name.removeprefix(REVIVED) for name in arms if name.partition("@")[0] == REVIVED):
+        if NEVER + at in arms:
+            out.append(_ratio(f"ratio{at}", arms[REVIVED + at], arms[NEVER + at], seed))
     return out
+
+
+def _ratio(name: str, arm: Arm, never: Arm, seed: int) -> Metric:
+    """Examples that `arm` takes for every one that the model which never had the ability takes."""
+    size = arm.batch_size
+    floor = size * arm.resolved
+    value, bound = ratio(_scaled(arm.crossing, size), _scaled(never.crossing, never.batch_size), floor)
+    (a, a_late), (b, b_late) = arm.crossings(seed), never.crossings(seed)
+    draws, _ = ratio_draws((a * size, a_late), (b * never.batch_size, b_late), floor)
+    return replace(derived(name, value, draws, arm.correct.shape[1], "ratio"), bound=bound, pool="geometric")
 
 
 def _scaled(crossing: Crossing, factor: float) -> Crossing:

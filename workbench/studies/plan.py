@@ -137,8 +137,8 @@ class _Builder:
             )
         )
         never = pretrained.get(NEVER)
-        arms = self.arms(name, seed, tuned, never, correlation) if name in self.spec.revived else {}
-        base = pretrained[tuned_spec.against or self.spec.reference]
+        arms = self.arms(name, seed, tuned_spec.settings.lr, tuned, never, correlation) if name in self.spec.revived else {}
+        base = pretrained[self.spec.reference(name)]
         body = {
             "base": base.key,
             "tuned": tuned.key,
@@ -165,8 +165,9 @@ class _Builder:
             raise UserError(f"finetune.{name}: {error}") from error
 
     def arms(
-        self, name: str, seed: int, tuned: Stage, never: Stage | None, correlation: Correlation | None
+        self, name: str, seed: int, tuned_lr: float, tuned: Stage, never: Stage | None, correlation: Correlation | None
     ) -> dict[str, Stage]:
+        """The reverse fine-tunings of a pair by arm; those at another than the main rate are called `ARM@RATE`."""
         revive = self.spec.revive
         assert revive is not None
         on_task = {"capability": revive.capability, **revive.protocol_settings}
@@ -179,20 +180,23 @@ class _Builder:
         sets = _sets([(revive.capability, 0.0)], correlation)
         stop = revive.stop.model_dump() if revive.stop else None
         out: dict[str, Stage] = {}
-        for arm in revive.arms:
-            start, protocol, settings, label = starts[arm]
-            stage = self.training(
-                f"reverse-{label}-s{seed}",
-                "reverse",
-                seed,
-                protocol,
-                settings,
-                revive.settings,
-                start=start,
-                sets=sets,
-                stop=stop,
-            )
-            out[arm] = self.add(stage)
+        for rate in (revive.lr, *(rate for rate in revive.other_rates if rate < tuned_lr)):
+            at = "" if rate == revive.lr else f"@{rate:g}"
+            settings = revive.settings.model_copy(update={"lr": rate})
+            for arm in (arm for arm in revive.arms if not at or arm != "irrelevant"):
+                start, protocol, protocol_settings, label = starts[arm]
+                stage = self.training(
+                    f"reverse-{label}{at}-s{seed}",
+                    "reverse",
+                    seed,
+                    protocol,
+                    protocol_settings,
+                    settings,
+                    start=start,
+                    sets=sets,
+                    stop=stop,
+                )
+                out[arm + at] = self.add(stage)
         return out
 
     def training(

@@ -99,7 +99,9 @@ class FinetuneSpec(_Training):
     capability: str
     correlation: CorrelationSpec | None = None
     against: str | None = Field(
-        default=None, description="pretrained model that the pair is held against; the first one when absent"
+        default=None,
+        description="pretrained model that the pair is held against; the one it starts from when absent "
+        "(the first one where it starts from `never_had_it`)",
     )
 
 
@@ -115,6 +117,9 @@ class ReviveSpec(_Training):
 
     protocol: str = "single_operand"
     capability: str
+    other_rates: tuple[float, ...] = Field(
+        default=(), description="further rates, used where they lie below a fine-tune's own; `irrelevant` runs at `lr` alone"
+    )
     arms: tuple[Arm, ...] = ARMS
     pairs: tuple[str, ...] | None = Field(default=None, description="fine-tunes to revive, `*` for any text; all when absent")
     stop: StopSpec | None = None
@@ -184,13 +189,16 @@ class StudySpec(_Section):
                     f"revive.lr {revive.lr} is not below finetune.{name}.lr {tuned.lr}: at such a rate an ability is taught "
                     "again rather than revived; lower revive.lr"
                 )
+        rates = (revive.lr, *revive.other_rates)
+        if min(rates) <= 0 or len(set(rates)) != len(rates):
+            raise ValueError(f"revive.other_rates {list(revive.other_rates)} must be positive, different, and not revive.lr")
         if NEVER in revive.arms and NEVER not in self.pretrain:
             raise ValueError(f"revive.arms asks for {NEVER}, but pretrain has no model of that name; add it or drop the arm")
 
-    @property
-    def reference(self) -> str:
-        """The pretrained model that pairs are held against by default: the first one."""
-        return next(iter(self.pretrain))
+    def reference(self, name: str) -> str:
+        """The pretrained model that the pair of a fine-tune is held against."""
+        tuned = self.finetune[name]
+        return tuned.against or (next(iter(self.pretrain)) if tuned.start == NEVER else tuned.start)
 
     @property
     def revived(self) -> tuple[str, ...]:
