@@ -29,6 +29,11 @@ class Source(Protocol):
         """Families that its prompts can belong to."""
         ...
 
+    @property
+    def asks(self) -> frozenset[str]:
+        """Capabilities that its prompts can ask for."""
+        ...
+
     def draw(self, n: int, rng: np.random.Generator) -> tuple[Int[Tensor, "n t"], Int[np.ndarray, " n"]]:
         """Sequences, and the token ids of their answers."""
         ...
@@ -42,6 +47,12 @@ class Mixture:
     families: tuple[Family, ...]
     prior: tuple[float, ...]
     balanced_fraction: float
+
+    @property
+    def asks(self) -> frozenset[str]:
+        """Every family with every operand of positive probability."""
+        # A family without operand has one capability, whatever the operand that is drawn for it.
+        return frozenset(f.capabilities[min(i, len(f.capabilities) - 1)] for f in self.families for i in self._operands[0])
 
     @cached_property
     def _operands(self) -> tuple[np.ndarray, np.ndarray]:
@@ -98,6 +109,11 @@ class Single:
         """The one family."""
         return (self.family,)
 
+    @property
+    def asks(self) -> frozenset[str]:
+        """The one capability."""
+        return frozenset([self.family.capabilities[self.operand]])
+
     def draw(self, n: int, rng: np.random.Generator) -> tuple[Int[Tensor, "n t"], Int[np.ndarray, " n"]]:
         """Sequences, and the token ids of their answers."""
         family, task = self.family, self.task
@@ -132,6 +148,11 @@ class Batches:
     whole_sequence: bool = False
     """Loss on every token after the first, instead of on the answer alone."""
     _last: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+
+    @property
+    def asks(self) -> frozenset[str]:
+        """Capabilities that the source's prompts can ask for."""
+        return self.source.asks
 
     @cached_property
     def _steps(self) -> int:

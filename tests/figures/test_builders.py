@@ -72,7 +72,7 @@ def test_behaviour_draws_the_table_it_was_given(result):
         np.testing.assert_allclose(trace.y, rows["value"])
         np.testing.assert_allclose(trace.x, np.log10(1 + rows["step"]))
     assert first.line.color == STYLES["pt"].color
-    assert any(annotation.text == "no ability: 0.32" for annotation in fig.layout.annotations)
+    assert any(annotation.text == "best guess: 0.32" for annotation in fig.layout.annotations)
     levels = [shape for shape in fig.layout.shapes if shape.y0 == pytest.approx(0.32)]
     assert levels
     assert all(shape.layer == "below" for shape in levels)

@@ -154,7 +154,8 @@ def test_other_reverse_rates_run_the_arms_again_where_they_lie_below_the_rate_of
 
 
 def test_a_pair_is_held_against_the_model_it_starts_from_or_another():
-    made = planned(finetune={"a": {**SECOND, "against": None}, "b": {**SECOND, "against": "never_had_it"}, "c": SECOND})
+    tunes = {"a": {**SECOND, "against": None}, "b": {**SECOND, "against": "never_had_it"}, "c": SECOND}
+    made = planned(finetune=tunes, revive=None, analyses=[])
     assert [pair.base.name for pair in made.pairs] == ["pretrain-base-s0", "pretrain-never_had_it-s0", "pretrain-base-s0"]
     assert {pair.tuned.parents for pair in made.pairs} == {(keys(made)["pretrain-never_had_it-s0"],)}
     more = {**body()["pretrain"], "other": body()["pretrain"]["base"] | {"steps": 3}}
@@ -163,6 +164,39 @@ def test_a_pair_is_held_against_the_model_it_starts_from_or_another():
 
 
 # --- keys
+
+
+def test_a_grammar_file_is_in_the_key_by_its_rules_and_not_by_its_name(tmp_path):
+    rules = "terminals: a b c\ns -> a s [0.6] | b c [0.4]\n"
+    file, other = tmp_path / "one.txt", tmp_path / "two.txt"
+    file.write_text(rules)
+    other.write_text(rules + "# the same\n")
+    task = body()["task"]
+    first, second = (keys(planned(task={**task, "grammar": str(path)})) for path in (file, other))
+    assert first == second
+    file.write_text(rules.replace("0.6", "0.5").replace("0.4", "0.5"))
+    assert set(keys(planned(task={**task, "grammar": str(file)})).values()).isdisjoint(first.values())
+    assert keys(planned(task={**task, "grammar": "jain23"})) == keys(planned())
+
+
+def test_controls_are_what_their_names_say():
+    asked = {**body()["pretrain"]["never_had_it"], "operand_prior": {"a": 0.5, "b": 0.5}}
+    with pytest.raises(UserError, match=r"pretrain\.never_had_it: its data ask for 'count_a', which a model of this name must"):
+        planned(pretrain={**body()["pretrain"], "never_had_it": asked})
+    blind = {**body()["pretrain"]["base"], "operand_prior": {"b": 1.0}}
+    with pytest.raises(UserError, match=r"pretrain\.base: its data never ask for 'count_a', which wrapped may lose"):
+        planned(pretrain={**body()["pretrain"], "base": blind})
+
+
+def test_the_pair_of_an_analysis_names_its_models():
+    pair = planned(finetune={"second": SECOND}).pairs[0]
+    named = pair.analyses["behaviour"].spec["pair"]
+    made = keys(planned(finetune={"second": SECOND}))
+    assert (named["base"], named["start"]) == (made["pretrain-base-s0"], made["pretrain-never_had_it-s0"])
+    assert (named["tuned"], named["never_had_it"]) == (made["finetune-second-s0"], made["pretrain-never_had_it-s0"])
+    assert named["arms"] == {}
+    assert pair.analyses["revival"].spec["pair"]["arms"] == {arm: stage.key for arm, stage in pair.arms.items()}
+    assert "start" not in planned().pairs[0].analyses["behaviour"].spec["pair"]  # it starts from its base
 
 
 def test_keys_do_not_depend_on_what_else_there_is():
@@ -214,9 +248,7 @@ def test_a_change_reaches_the_stage_and_its_descendants_alone(path):
         ("finetune.wrapped.correlation.offset", -1),
         ("finetune.wrapped.capability", "count_c"),
         ("finetune.wrapped.from", "never_had_it"),
-        ("finetune.wrapped.against", "never_had_it"),
         ("revive.stop", {"accuracy": 0.9}),
-        ("revive.capability", "count_c"),
         ("analyses", {"revival": {}, "pruning": {"n": 32}}),
         ("seeds", [1]),
     ],

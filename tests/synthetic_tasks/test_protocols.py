@@ -43,7 +43,7 @@ def one_batch(name, n=4000, task=TASK, **changes):
 class OtherTask:
     """A task that is not made of the families of a grammar."""
 
-    vocab_size, context, capabilities = 2, 2, ("other",)
+    vocab_size, context, capabilities, resolved = 2, 2, ("other",), {}
 
     def family(self, capability):
         return capability
