@@ -109,6 +109,20 @@ def test_accuracies_are_those_of_the_saved_model_on_the_named_texts(whole):
         assert measured.tolist() == list(rows[step, "count_b", share])
 
 
+def test_held_out_texts_are_draws_of_the_protocol_that_training_never_sees(whole):
+    from workbench.protocols import load_protocol, load_task
+    from workbench.stages import _evaluation_sets
+
+    stage, task = stage_of(whole, "pretrain-base"), load_task(whole.spec.task)
+    ((split, capability, share, held_out),) = _evaluation_sets(stage, task)
+    assert (split, capability, share) == ("held out", "all", None)
+    settings = stage.spec["protocol"]["settings"]
+    training = load_protocol("pretraining", task, settings, len(held_out), stage.seed)
+    same = [(training.batch(step).tokens == held_out.tokens).all(1).float().mean().item() for step in range(3)]
+    assert max(same) < 0.1
+    assert (held_out.loss_mask == training.batch(0).loss_mask).all()
+
+
 def test_a_stage_starts_from_its_parents_last_weights(whole):
     last = weights(run_of(whole, "pretrain-base"))[20]
     assert weights(run_of(whole, "finetune"))[0] == last

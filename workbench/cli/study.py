@@ -67,6 +67,10 @@ def run(
             f"`workbench study show {study.name}` means this one (give it another name in `study:` to keep both)"
         )
     _print_cost(study, workers)
+    if device != "auto":  # refused here rather than by the first worker
+        from workbench.models.checkpoints import pick_device
+
+        pick_device(device)
     study.run(workers, device=device)
     _print_verdicts(study)
     if report:

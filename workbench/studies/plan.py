@@ -21,6 +21,8 @@ TRAINING_VERSION = 1
 FLOPS_PER_SECOND = 3.0e10
 """What one busy CPU core does on models of this size; the plan's estimate rests on it."""
 START_UP_SECONDS = 6.0
+STAGE_SECONDS = 0.7
+"""What a stage takes besides its work: reading its parents, hashing, writing."""
 
 
 @dataclass(frozen=True)
@@ -289,7 +291,7 @@ class _Builder:
             spec=spec,
             parents=(start.key,) if start else (),
             version=TRAINING_VERSION,
-            seconds=6 * self.parameters * tokens / FLOPS_PER_SECOND,
+            seconds=STAGE_SECONDS + 6 * self.parameters * tokens / FLOPS_PER_SECOND,
             bytes=4 * self.parameters * checkpoints,
         )
 
@@ -314,7 +316,7 @@ class _Builder:
             spec=spec,
             parents=tuple(dict.fromkeys(parents)),
             version=entry.version,
-            seconds=work / FLOPS_PER_SECOND,
+            seconds=STAGE_SECONDS + work / FLOPS_PER_SECOND,
             bytes=200_000,
         )
 
