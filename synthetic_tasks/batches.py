@@ -35,6 +35,11 @@ class Source(Protocol):
         """Families that its prompts can belong to."""
         ...
 
+    @property
+    def asks(self) -> frozenset[str]:
+        """Capabilities that its prompts can ask for."""
+        ...
+
     def draw(self, n: int, rng: np.random.Generator) -> tuple[Int[Tensor, "n t"], Int[np.ndarray, " n"]]:
         """Sequences, and the token ids of their answers."""
         ...
@@ -50,6 +55,12 @@ class Mixture:
     balanced_fraction: float
     random_letters: bool = False
     """Texts of independent uniform terminals, which are no grammar texts; instead of all others."""
+
+    @property
+    def asks(self) -> frozenset[str]:
+        """Every family with every operand of positive probability."""
+        # A family without operand has one capability, whatever the operand that is drawn for it.
+        return frozenset(f.capabilities[min(i, len(f.capabilities) - 1)] for f in self.families for i in self._operands[0])
 
     @cached_property
     def _operands(self) -> tuple[np.ndarray, np.ndarray]:
@@ -116,6 +127,11 @@ class Single:
             return self.task.correlated_texts(n, self.correlation, rng)
         return self.task.mixed_texts(n, self.family, self.balanced_fraction, rng), None
 
+    @property
+    def asks(self) -> frozenset[str]:
+        """The one capability."""
+        return frozenset([self.family.capabilities[self.operand]])
+
     def draw(self, n: int, rng: np.random.Generator) -> tuple[Int[Tensor, "n t"], Int[np.ndarray, " n"]]:
         """Sequences, and the token ids of their answers."""
         family, task = self.family, self.task
@@ -142,6 +158,12 @@ class Mixed:
     def families(self) -> tuple[Family, ...]:
         """Those of both."""
         return tuple(dict.fromkeys([*self.main.families, *self.rest.families]))
+
+    @property
+    def asks(self) -> frozenset[str]:
+        """What the parts that can occur ask for."""
+        parts = [*([self.main] if self.share < 1 else []), *([self.rest] if self.share > 0 else [])]
+        return frozenset[str]().union(*(part.asks for part in parts))
 
     def draw(self, n: int, rng: np.random.Generator) -> tuple[Int[Tensor, "n t"], Int[np.ndarray, " n"]]:
         """Sequences, and the token ids of their answers."""
@@ -171,6 +193,11 @@ class Batches:
     whole_sequence: bool = False
     """Loss on every token after the first, instead of on the answer alone."""
     _last: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+
+    @property
+    def asks(self) -> frozenset[str]:
+        """Capabilities that the source's prompts can ask for."""
+        return self.source.asks
 
     @cached_property
     def _steps(self) -> int:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from importlib.resources import files
@@ -48,11 +48,13 @@ class Grammar:
     """The letters of a text; a text holds their indices in this order."""
     rules: Mapping[str, tuple[Production, ...]]
     start: str
+    text: str = ""
+    """Where it is the user's own: the rules in one spelling, which `load` reads again."""
 
     def __post_init__(self) -> None:
         _check_symbols(self)
         _check_endings(self)
-        length = _expected_length(self)
+        length = self.expected_length
         if length > LONGEST_EXPECTED_TEXT:
             raise UserError(
                 f"a derivation of {self.start!r} has expected length {length:.3g}; lower the probabilities of the productions "
@@ -96,7 +98,7 @@ class Grammar:
 
     @classmethod
     def load(cls, name_or_path: str | Path) -> Grammar:
-        """A bundled grammar by name (`jain23`), or one from a user's file.
+        """A bundled grammar by name (`jain23`), one from a user's file, or one that is given as text of several lines.
 
         Raises:
             UserError: when there is neither such a name nor such a file, or as `parse` does.
@@ -105,11 +107,13 @@ class Grammar:
         name = str(name_or_path)
         if name in bundled:
             return cls.parse(bundled[name].read_text(encoding="utf-8"))
+        if "\n" in name.strip():
+            return cls.parse(name)._spelled()
         path = Path(name).expanduser()
         if not path.is_file():
             raise UserError(f"there is no grammar named {name!r} and no file at that path{did_you_mean(name, bundled)}")
         try:
-            return cls.parse(path.read_text(encoding="utf-8"))
+            return cls.parse(path.read_text(encoding="utf-8"))._spelled()
         except UnicodeDecodeError:
             raise UserError(f"the grammar file {name!r} is not UTF-8 text; save it as plain text.") from None
 
@@ -117,6 +121,14 @@ class Grammar:
     def expected_length(self) -> float:
         """Mean number of terminals in a derivation."""
         return _expected_length(self)
+
+    def _spelled(self) -> Grammar:
+        """The same grammar with its text: equal for files that differ in comments and spaces alone."""
+        lines = [f"terminals: {' '.join(self.terminals)}", f"start: {self.start}"]
+        for name, productions in self.rules.items():
+            parts = (f"{' '.join(p.symbols)} [{p.probability!r}]" for p in productions)
+            lines.append(f"{name} -> {' | '.join(parts)}")
+        return replace(self, text="\n".join(lines) + "\n")
 
     @cached_property
     def _compiled(self) -> CompiledGrammar:

@@ -37,7 +37,7 @@ class PcfgSettings(Settings):
     """Settings of the task `pcfg`."""
 
     grammar: str = "jain23"
-    """A bundled grammar, or the path of a grammar file."""
+    """A bundled grammar, the path of a grammar file, or a grammar itself (several lines)."""
     text_length: int = Field(default=32, ge=2, le=4096)
     window: int = Field(default=12, ge=1)
     """Number of last positions in which is counted."""
@@ -87,6 +87,12 @@ class PcfgTask:
                 "add 'count' or leave it at 1."
             )
         return cls(Grammar.load(read.grammar), read)
+
+    @property
+    def resolved(self) -> dict[str, Any]:
+        """Settings that make this task again; a grammar of the user's own is in them as text."""
+        given = self.settings.model_dump(exclude_defaults=True, mode="json")
+        return {"kind": "pcfg", **given, **({"grammar": self.grammar.text} if self.grammar.text else {})}
 
     @cached_property
     def vocabulary(self) -> Vocabulary:

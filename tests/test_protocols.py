@@ -46,7 +46,7 @@ def test_unknown_names_are_answered_by_a_near_one(plug_in):
     plug_in("workbench.protocols", "pretraining", "builtins:dict")
     with pytest.raises(UserError, match=r"there is no task 'pfcg'; did you mean 'pcfg'\?"):
         load_task({"kind": "pfcg"})
-    task = object.__new__(type("T", (), dict.fromkeys(("vocab_size", "context", "capabilities"), 0)))
+    task = object.__new__(type("T", (), dict.fromkeys(("vocab_size", "context", "capabilities", "resolved"), 0)))
     for name in ("family", "capability", "describe"):
         setattr(task, name, print)
     with pytest.raises(UserError, match=r"there is no protocol 'pretrain'; did you mean 'pretraining'\?"):

@@ -111,6 +111,7 @@ print(json.dumps([asdict(analyses["novel"]), "library" in analyses.names(), "_pr
         "version": 3,
         "paper": "[New+26]",
         "needs": ["arms"],
+        "passes": 60,
     }
     assert not library
     assert not private

@@ -115,8 +115,9 @@ def test_data_cannot_end_its_script_element():
 
 
 def test_the_python_runs_and_makes_the_result(study, monkeypatch):
-    code = python_code(study.name, "wrapped", "pruning", 1).replace("figure(result).show()", "made = figure(result)")
-    monkeypatch.setenv("WORKBENCH_HOME", str(study.store.root))
+    code = python_code(study.store.root, study.name, "wrapped", "pruning", 1)
+    code = code.replace("figure(result).show()", "made = figure(result)")
+    monkeypatch.setenv("WORKBENCH_HOME", "elsewhere")  # the code names its store
     names: dict = {}
     exec(code, names)
     pd.testing.assert_frame_equal(names["result"].table, study.result("wrapped", "pruning", 1).table)

@@ -2,7 +2,6 @@
 
 import json
 import math
-from dataclasses import replace
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -114,13 +113,6 @@ def test_the_printed_form_says_where_tables_lie_and_leaves_draws_out(result, tmp
     assert printed["name"] == "revival"
     assert {"metric", "value", "low", "high", "n", "unit"} <= printed["headline"][0].keys()
     assert "draws" not in printed["headline"][0]
-
-
-def test_draws_can_be_left_out(result):
-    bare = result.without_draws()
-    assert [m.draws for m in bare.headline] == [(), ()]
-    assert replace(bare.headline[0], draws=result.headline[0].draws) == result.headline[0]
-    assert len(result.headline[0].draws) == 3
 
 
 @pytest.mark.parametrize("renderer", ["plotly_mimetype", ""])

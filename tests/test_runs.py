@@ -600,6 +600,23 @@ def test_verify_finds_truncated_weights_broken_tables_and_missing_parents(store)
     assert len(store.runs()) == 2
 
 
+@pytest.mark.parametrize("file", ["checkpoints/step-5/model.safetensors", "metrics.parquet"])
+def test_a_finished_run_with_a_file_that_was_cut_or_lost_is_damaged_and_made_again(store, file):
+    run = write(store)
+    before = (run.path / file).read_bytes()
+    (run.path / file).write_bytes(before[:-3])
+    damaged = store.get(KEY)
+    assert damaged.damaged == f"{file} has {len(before) - 3:,} bytes, {len(before):,} were written"
+    assert not damaged.done
+    (run.path / file).unlink()
+    assert store.get(KEY).damaged == f"{file} is missing"
+    (run.path / file).write_bytes(before)
+    assert store.get(KEY).done
+    (run.path / "manifest.json").unlink()
+    assert store.get(KEY).damaged == "manifest.json is missing"
+    assert write(store).done
+
+
 def test_verify_sees_a_flipped_bit_in_a_table(store):
     with store.write("demo", "pretrain", "pretrain", KEY, SPEC) as writer:
         writer.metrics((step, "train", "loss", float(np.sin(step))) for step in range(2000))
@@ -644,7 +661,7 @@ def test_nothing_is_ever_unpickled(store, tmp_path):
 def test_remove_refuses_parents_of_what_remains(store):
     base, tuned, revived = write(store), write(store, "finetune", OTHER, parents=(KEY,)), None
     revived = write(store, "revive", THIRD, parents=(OTHER,))
-    with pytest.raises(UserError, match=f"run {KEY} is a parent of demo/finetune-{OTHER}; remove demo/finetune-{OTHER} too"):
+    with pytest.raises(UserError, match=f"run {KEY} is a parent of demo/finetune-{OTHER}; remove those too .*--with-children"):
         store.remove([base])
     with pytest.raises(UserError, match="is a parent of demo/revive"):
         store.remove([base, tuned])
@@ -679,12 +696,8 @@ def test_children_go_before_parents(store, monkeypatch):
 
 def test_a_thousand_runs_are_listed_in_two_seconds(store):
     run = write(store)
-    files = {name: (run.path / name).read_bytes() for name in ("spec.yaml", "provenance.json", "status.json", ".lock")}
     for number in range(1000):
-        path = store.root / f"study{number % 10}" / f"stage-{number:010x}"
-        path.mkdir(parents=True)
-        for name, data in files.items():
-            (path / name).write_bytes(data)
+        shutil.copytree(run.path, store.root / f"study{number % 10}" / f"stage-{number:010x}")
     started = time.perf_counter()
     runs = store.runs()
     seconds = time.perf_counter() - started

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import shutil
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -108,6 +109,20 @@ def test_accuracies_are_those_of_the_saved_model_on_the_named_texts(whole):
         assert measured.tolist() == list(rows[step, "count_b", share])
 
 
+def test_held_out_texts_are_draws_of_the_protocol_that_training_never_sees(whole):
+    from workbench.protocols import load_protocol, load_task
+    from workbench.stages import _evaluation_sets
+
+    stage, task = stage_of(whole, "pretrain-base"), load_task(whole.spec.task)
+    ((split, capability, share, held_out),) = _evaluation_sets(stage, task)
+    assert (split, capability, share) == ("held out", "all", None)
+    settings = stage.spec["protocol"]["settings"]
+    training = load_protocol("pretraining", task, settings, len(held_out), stage.seed)
+    same = [(training.batch(step).tokens == held_out.tokens).all(1).float().mean().item() for step in range(3)]
+    assert max(same) < 0.1
+    assert (held_out.loss_mask == training.batch(0).loss_mask).all()
+
+
 def test_a_stage_starts_from_its_parents_last_weights(whole):
     last = weights(run_of(whole, "pretrain-base"))[20]
     assert weights(run_of(whole, "finetune"))[0] == last
@@ -132,6 +147,32 @@ def test_an_analysis_stage_keeps_its_result(whole):
     assert run.kind == "analyse"
     assert run.result().provenance["pair"] == "wrapped"
     assert run.result().provenance["base_sha256"] == weights(run_of(whole, "pretrain-base"))[20]
+
+
+def test_a_long_training_saves_by_the_clock_and_leaves_no_trace_of_it(whole, store, monkeypatch):
+    monkeypatch.setattr("workbench.stages.SAVE_EVERY_SECONDS", -1.0)  # always due
+    stage = stage_of(whole, "pretrain-base")
+    run = interrupt(stage, store, 9)
+    assert [c.step for c in run.checkpoints] == [0, 5, 7, 9]
+    polls = iter(range(10**6))
+    with pytest.raises(ZeroDivisionError):  # killed at step 13, say: nothing is offered to the listener any more
+        execute(stage, store, "cut", "cpu", lambda: 1 / 0 if next(polls) == 4 else False)
+    assert resumable(found(store, stage)) == [13]
+    execute(stage, store, "cut", "cpu")
+    assert [c.step for c in found(store, stage).checkpoints] == list(evaluation_grid(20))
+    assert weights(found(store, stage)) == weights(run_of(whole, "pretrain-base"))
+
+
+def test_checkpoints_can_be_kept_to_the_last(whole, store):
+    stage = stage_of(whole, "pretrain-base")
+    lean = replace(stage, spec={**stage.spec, "evaluation": {**stage.spec["evaluation"], "keep": "last"}})
+    interrupt(lean, store, 6)
+    assert [c.step for c in found(store, lean).checkpoints] == [6]
+    execute(lean, store, "cut", "cpu")
+    run = found(store, lean)
+    assert [c.step for c in run.checkpoints] == [20]
+    assert weights(run)[20] == weights(run_of(whole, "pretrain-base"))[20]
+    same_evaluations(run, run_of(whole, "pretrain-base"))  # what was measured on the way stays
 
 
 # --- interrupted and resumed
@@ -253,11 +294,14 @@ def test_truncated_weights_of_a_parent(copied):
     file.write_bytes(file.read_bytes()[:-7])
     shutil.rmtree(run_of(copied, "finetune").path)
     stage = stage_of(copied, "finetune")
-    with pytest.raises(UserError, match=r"step-20 cannot be loaded .*; remove this checkpoint and make it again") as caught:
+    said = rf"is damaged \(checkpoints/step-20/model.safetensors has {file.stat().st_size:,} bytes, .* were written\); run the study"
+    with pytest.raises(UserError, match=said):
         execute(stage, copied.store, "tiny", "cpu")
-    assert "\n" not in str(caught.value)
-    status = found(copied.store, stage).status
-    assert (status["state"], status["reason"]) == ("failed", str(caught.value))
+    before = weights(run_of(Study(copied.spec, Store(copied.store.root)), "reverse-never"))
+    copied.run(engine="inline", progress=False)  # makes it again, and what was removed, and nothing else
+    assert run_of(copied, "pretrain-base").done
+    assert found(copied.store, stage).done
+    assert weights(run_of(copied, "reverse-never")) == before
 
 
 def test_changed_weights_of_a_parent(copied):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -61,7 +62,7 @@ SURE, LOST = (0.99, 0.98, 1.0), (0.3, 0.26, 0.34)
             "untouched",
             "within 0.05 of the base, which does not have it for sure either",
         ),
-        ((0.86, 0.845, 0.88), LOST, (0.1, 0.1, 0.1), "masked", "went from 0.86 to 0.30 (chance 0.20)"),
+        ((0.86, 0.845, 0.88), LOST, (0.1, 0.1, 0.1), "masked", "went from 0.86 to 0.30 (without the ability up to 0.20)"),
         # lost: revival decides
         (SURE, LOST, None, "inconclusive", "no reverse fine-tuning with a model that never had it was run"),
         (SURE, LOST, (0.1, 0.05, 0.2), "masked", "takes 0.10 [0.05, 0.20] of the steps"),
@@ -86,13 +87,41 @@ SURE, LOST = (0.99, 0.98, 1.0), (0.3, 0.26, 0.34)
             "inconclusive",
             "neither the tuned model nor the one that never",
         ),
-        (SURE, LOST, (math.nan, math.nan, math.nan), "inconclusive", "a bound alone does not decide"),
+        (SURE, LOST, (math.nan, math.nan, math.nan), "inconclusive", "neither the tuned model nor the one that never"),
     ],
 )
 def test_the_verdict_on_a_kept_ability(base, tuned, ratio, verdict, reason):
     found, why = kept(base, tuned, ratio)
     assert found == verdict, why
     assert reason in why
+
+
+@pytest.mark.parametrize(
+    ("controls", "verdict", "reason"),
+    [
+        ({}, "masked", "takes 0.10"),
+        ({"start_revived": 0.86}, "inconclusive", "the tuned model starts at 0.86: there is next to nothing to revive"),
+        ({"start_never_had_it": 0.97}, "inconclusive", "the model that never had it starts at 0.97: it is no control"),
+        ({"start_never_had_it": 0.3, "start_revived": 0.3}, "masked", "takes 0.10"),
+        ({"steps_revived": (20, 18, 22), "steps_scratch": (21, 20, 23)}, "inconclusive", "random weights learn it as fast"),
+        ({"steps_revived": (20, 18, 22), "steps_scratch": (90, 80, 99)}, "masked", "takes 0.10"),
+        ({"steps_revived": (20, 18, 22), "steps_scratch": (19, 19, 19, "lower")}, "masked", "takes 0.10"),
+    ],
+)
+def test_a_control_that_is_none_decides_nothing(controls, verdict, reason):
+    results = {"behaviour": behaviour(SURE, LOST), "revival": headline("revival", ratio=(0.1, 0.05, 0.2), **controls)}
+    found, why = judge_kept(results, "count_a")
+    assert found == verdict, why
+    assert reason in why
+
+
+def test_a_control_that_has_the_ability_in_behaviour_decides_nothing():
+    for never, verdict in ((0.3, "masked"), (0.85, "inconclusive")):  # chance .2 makes the bar .84
+        before = behaviour(SURE, LOST)
+        before = replace(before, headline=(*before.headline, Metric("never_pt", never, never - 0.02, never + 0.02, 500)))
+        found, why = judge_kept({"behaviour": before, "revival": headline("revival", ratio=(0.1, 0.05, 0.2))}, "count_a")
+        assert found == verdict
+        assert ("scores 0.85 and is no control" in why) == (verdict == "inconclusive")
 
 
 def test_the_change_on_the_same_texts_decides_and_not_the_two_intervals():
@@ -191,20 +220,20 @@ def test_without_revival_nothing_is_called_masked_or_erased(base, tuned):
     ],
 )
 def test_the_verdict_on_a_trained_ability(base, tuned, shortcut, verdict, reason):
-    numbers = headline("behaviour", base_ft=base, tuned_ft=tuned, chance_ft=0.2, tuned_ft_correlated=shortcut)
+    numbers = headline("behaviour", start_ft=base, tuned_ft=tuned, chance_ft=0.2, tuned_ft_correlated=shortcut)
     found, why = judge_trained({"behaviour": numbers}, "count_b")
     assert found == verdict, why
     assert reason in why
 
 
 def test_neither_learned_nor_its_shortcut():
-    numbers = headline("behaviour", base_ft=0.2, tuned_ft=0.3, chance_ft=0.2, tuned_ft_correlated=0.5)
+    numbers = headline("behaviour", start_ft=0.2, tuned_ft=0.3, chance_ft=0.2, tuned_ft_correlated=0.5)
     found, why = judge_trained({"behaviour": numbers}, "count_b")
     assert (found, "neither model has the ability" in why, "shortcut holds" in why) == ("inconclusive", True, False)
 
 
 def test_a_trained_ability_without_a_correlation_has_no_shortcut():
-    numbers = headline("behaviour", base_ft=0.2, tuned_ft=0.3, chance_ft=0.2)
+    numbers = headline("behaviour", start_ft=0.2, tuned_ft=0.3, chance_ft=0.2)
     found, why = judge_trained({"behaviour": numbers}, "count_b")
     assert found == "inconclusive"
     assert "neither model has the ability" in why

@@ -57,6 +57,8 @@ class Analysis(Generic[S]):
         """
         from workbench.models.fingerprint import check_unchanged, weights_sha256
 
+        if not isinstance(subject, Pair):  # pyright: ignore[reportUnnecessaryIsInstance]  # people pass names
+            raise UserError(f"{self.__name__} looks at a pair, not at {subject!r}; give it study.pair('wrapped', seed=0), say.")
         settings = self.settings(values)
         models = [subject.base, subject.tuned, *([subject.never_had_it] if subject.never_had_it else [])]
         started = time.monotonic()
@@ -79,14 +81,14 @@ class Analysis(Generic[S]):
 
 
 def analysis(
-    *, version: int, paper: str = "", needs: tuple[str, ...] = ()
+    *, version: int, paper: str = "", needs: tuple[str, ...] = (), passes: int = 60
 ) -> Callable[[Callable[[Pair, S], Result]], Analysis[S]]:
     """Declare an analysis; the arguments are literals, since the registry reads them without importing the module.
 
     `version` is raised when the same subject and settings would give other numbers. `needs` names parts of the pair
-    that must be ready: `arms`.
+    that must be ready: `arms`. `passes` says about how many forward passes over a test set it costs, for a plan's estimate.
     """
-    del needs  # read by the registry, from the source
+    del needs, passes  # read by the registry, from the source
 
     def declare(function: Callable[[Pair, S], Result]) -> Analysis[S]:
         from typing import get_type_hints

@@ -14,7 +14,7 @@ from workbench.examples import Examples
 from workbench.models.forward import accuracy, evaluate
 from workbench.results import Metric
 from workbench.seeds import stream
-from workbench.statistics import bootstrap_mean, wilson
+from workbench.statistics import bootstrap_mean, paired_difference, wilson
 from workbench.subjects import Pair
 
 DRAWS = 400
@@ -53,6 +53,24 @@ def proportion_row(correct: np.ndarray) -> dict[str, Any]:
     n = len(correct)
     low, high = wilson(float(np.sum(correct)), n)
     return {"value": float(np.mean(correct)), "low": float(low), "high": float(high), "n": n, "unit": "accuracy"}
+
+
+def paired_change(name: str, after: np.ndarray, before: np.ndarray, seed: int) -> Metric:
+    """Change of the share of right answers on the same examples, with Newcombe's interval for paired proportions."""
+    found = paired_difference(after, before)
+    draws = tuple(np.round(bootstrap_mean(after - before, DRAWS, seed), 6).tolist())
+    return Metric(name, found.value, found.low, found.high, len(after), "accuracy", draws=draws)
+
+
+def floors(pair: Pair, examples: Examples) -> dict[str, float]:
+    """Accuracies that need no ability; best guesses from labels that neither model was trained to read are left out."""
+    asked = (pair.capability, pair.tuned_on)
+
+    def concerns(kind: str) -> bool:
+        known = kind.removeprefix("given ")
+        return known == kind or known in asked or known not in pair.task.capabilities
+
+    return {kind: value for kind, value in examples.chance.items() if concerns(kind)}
 
 
 def shares(pair: Pair, capability: str) -> tuple[float, ...]:

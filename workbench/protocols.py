@@ -46,6 +46,14 @@ class Task(Protocol):
         """Tokens as text that a person can read."""
         ...
 
+    @property
+    def resolved(self) -> Mapping[str, Any]:
+        """Settings that make this very task again: what files held is in them, and defaults are left out.
+
+        They enter the key of every run, so that a changed file makes a new run.
+        """
+        ...
+
 
 @runtime_checkable
 class TrainingProtocol(Protocol):
@@ -54,6 +62,11 @@ class TrainingProtocol(Protocol):
     @property
     def batch_size(self) -> int:
         """Examples in a batch."""
+        ...
+
+    @property
+    def asks(self) -> frozenset[str]:
+        """Capabilities whose prompts can occur, so that a control that is asked what it must never see is refused."""
         ...
 
     def batch(self, step: int) -> Examples:

@@ -30,6 +30,8 @@ class Entry:
     paper: str
     needs: tuple[str, ...]
     """Parts of a pair that must be ready first: `arms` for the reverse fine-tunings, `trajectory` for checkpoints."""
+    passes: int
+    """About how many forward passes over a test set it costs."""
 
     def load(self) -> Callable[..., Any]:
         """The function."""
@@ -86,5 +88,6 @@ def _describe(path: Path, package: str) -> Entry | None:
                         version=int(facts["version"]),
                         paper=str(facts.get("paper", "")),
                         needs=tuple(facts.get("needs", ())),
+                        passes=int(facts.get("passes", 60)),
                     )
     return None

@@ -60,7 +60,7 @@ def result_html(result: Result) -> str:
     return "".join(parts)
 
 
-def python_code(study: str, pair: str, analysis: str, seed: int | None = None) -> str:
+def python_code(store: Path, study: str, pair: str, analysis: str, seed: int | None = None) -> str:
     """The Python that makes the figure of a result."""
     which = "" if seed is None else f", seed={seed}"
     return "\n".join(
@@ -68,21 +68,21 @@ def python_code(study: str, pair: str, analysis: str, seed: int | None = None) -
             "import workbench as wb",
             "from workbench.figures import figure",
             "",
-            f"study = wb.Study.open(wb.Store.default(), {study!r})",
+            f"study = wb.Study.open(wb.Store({str(store)!r}), {study!r})",
             f"result = study.result({pair!r}, {analysis!r}{which})",
             "figure(result).show()",
         ]
     )
 
 
-def run_code(name: str) -> str:
+def run_code(store: Path, name: str) -> str:
     """The Python that makes the figure of one run's result."""
     return "\n".join(
         [
             "import workbench as wb",
             "from workbench.figures import figure",
             "",
-            f"result = wb.Store.default().get({name!r}).result()",
+            f"result = wb.Store({str(store)!r}).get({name!r}).result()",
             "figure(result).show()",
         ]
     )
@@ -180,7 +180,7 @@ def _section(study: Study, pair: str, result: Result, figures: dict[str, str]) -
         f"{_list(f'{e.text} ({words.DIRECTIONS[e.direction]})' for e in result.evidence) if result.evidence else ''}"
         f"<details><summary>Numbers</summary>{_headline(result.headline)}</details>"
         f"<details><summary>Limits: what this does not show</summary>{_list(result.limits)}</details>"
-        f"<details><summary>Python</summary><pre>{escape(python_code(study.name, pair, result.name))}</pre></details>"
+        f"<details><summary>Python</summary><pre>{escape(python_code(study.store.root, study.name, pair, result.name))}</pre></details>"
         f'<div class="downloads"><span class="faint">Data:</span>{"".join(links)}</div>'
     )
 
@@ -194,7 +194,7 @@ def _csv(frame: pd.DataFrame) -> str:
 def _spec(study: Study) -> str:
     import yaml
 
-    body = study.spec.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    body = study.spec.model_dump(mode="json", by_alias=True, exclude_none=True)
     text = yaml.safe_dump(body, sort_keys=False, allow_unicode=True)
     return f'<h2 id="spec">Study file</h2><p>The whole experiment; this file repeats it.</p><pre>{escape(text)}</pre>'
 

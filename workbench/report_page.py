@@ -67,6 +67,12 @@ SCRIPT = """
     if (entry.isIntersecting) { watch.unobserve(entry.target); draw(entry.target); }
   }), {rootMargin: '600px'});
   document.querySelectorAll('.figure').forEach(div => watch.observe(div));
+  const later = window.requestIdleCallback || (work => setTimeout(work, 200));
+  const rest = () => {
+    const div = document.querySelector('.figure:empty');
+    if (div) { watch.unobserve(div); draw(div); later(rest); }
+  };
+  later(rest);
   window.addEventListener('beforeprint', () => document.querySelectorAll('.figure:empty').forEach(draw));
   dark.addEventListener('change', () => drawn.forEach(div => Plotly.relayout(div, {template: template()})));
   document.querySelectorAll('a[data-figure]').forEach(link => link.addEventListener('click', () => {

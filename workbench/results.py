@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -140,10 +140,6 @@ class Result:
         tables = {name: str(folder / f"{name}.parquet") if folder else f"{len(t)} rows" for name, t in self.tables.items()}
         keys = ("metric", "value", "low", "high", "n", "unit", "bound", "seeds")
         return {"name": self.name, "headline": [{k: getattr(m, k) for k in keys} for m in self.headline], "tables": tables}
-
-    def without_draws(self) -> Result:
-        """The same result without bootstrap draws, for printing."""
-        return replace(self, headline=tuple(replace(m, draws=()) for m in self.headline))
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         from workbench.figures import figure

@@ -26,9 +26,14 @@ def remove(store: Store, runs: Collection[Run], dry: bool) -> int:
             raise UserError(f"{path} is no run of the store {store.root}; remove it by hand if you mean it")
     kept = [run for path, run in known.items() if path not in going]
     lost = {run.key for run in going.values()} - {run.key for run in kept}  # another study may hold the same run
-    for child in kept:
-        for parent in lost.intersection(child.parents):
-            raise UserError(f"run {parent} is a parent of {child.name}; remove {child.name} too, or first")
+    for parent in sorted(lost):
+        children = [child.name for child in kept if parent in child.parents]
+        if children:
+            more = f" and {len(children) - 1} more" if len(children) > 1 else ""
+            raise UserError(
+                f"run {parent} is a parent of {children[0]}{more}; remove those too (`workbench runs remove --with-children`), "
+                "or first"
+            )
     order: list[Run] = []
     rest = [known[path] for path in going]
     while rest:  # children first, so that a kill on the way leaves no run without its parent
@@ -83,7 +88,7 @@ def verify(store: Store, run: Run, weights_hash: Callable[[Path], str] | None = 
     for parent in run.parents:
         if store.find(parent) is None:
             problems.append(Problem(run.path, f"its parent {parent} is missing"))
-    if run.damaged is None and run.provenance.get("spec_json") not in (None, canonical_json(run.spec)):
+    if run.spec and run.provenance.get("spec_json") not in (None, canonical_json(run.spec)):
         problems.append(Problem(run.path / SPEC, "was changed after the run was written"))
     for path in sorted(run.path.rglob("*")):
         if path.name in (PROVENANCE, STATUS, HOLDER) or path.is_symlink() or not path.is_file():

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from workbench.results import Result
 
 SPEC, PROVENANCE, STATUS, LOCK = "spec.yaml", "provenance.json", "status.json", ".lock"
+MANIFEST = "manifest.json"
+"""Sizes of a finished run's files: one look at the disk tells whether any was cut or lost."""
 STATES = ("running", "done", "failed", "interrupted")
 METRIC_COLUMNS = ("step", "split", "name", "value")
 EVALUATION_COLUMNS = ("step", "split", "capability", "share", "values")
@@ -214,6 +216,22 @@ def load_yaml(text: str) -> Any:
     return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
+def _lost(path: Path) -> str | None:
+    """The first file of a finished run that is not as long as it was written, or None; no file is opened."""
+    try:
+        sizes = cast(dict[str, int], _mapping(path / MANIFEST, json.loads))
+    except ValueError as error:
+        return str(error)
+    for name, size in sizes.items():
+        try:
+            found = os.stat(path / name).st_size
+        except OSError:
+            return f"{name} is missing"
+        if found != size:
+            return f"{name} has {found:,} bytes, {size:,} were written"
+    return None
+
+
 def read_run(path: Path, study: str, stage: str, key: str) -> Run:
     """Read a run directory; whatever is wrong with it becomes `damaged`, nothing is raised."""
     parts: dict[str, dict[str, Any]] = {}
@@ -231,6 +249,8 @@ def read_run(path: Path, study: str, stage: str, key: str) -> Run:
     if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in cast(list[Any], parents)):
         reasons.append(f"{PROVENANCE} has no list of parents' keys")
         parents = []
+    if status.get("state") == "done" and (lost := _lost(path)):
+        reasons.append(lost)
     # Only a status that claims to be running, or a start in this very moment, needs the lock's word.
     if status.get("state") == "running" or reasons:
         live = is_locked(path)

@@ -36,7 +36,17 @@ from workbench.files import (
     remove_folder,
     sweep,
 )
-from workbench.run_records import EVALUATION_COLUMNS, LOCK, METRIC_COLUMNS, PROVENANCE, SPEC, STATUS, Run, read_run
+from workbench.run_records import (
+    EVALUATION_COLUMNS,
+    LOCK,
+    MANIFEST,
+    METRIC_COLUMNS,
+    PROVENANCE,
+    SPEC,
+    STATUS,
+    Run,
+    read_run,
+)
 
 if TYPE_CHECKING:
     from workbench.results import Result
@@ -220,6 +230,7 @@ class RunWriter:
                 except Exception as late:
                     self._fail("failed", late)
                     raise
+                atomic_json(self.path / MANIFEST, self._sizes())
                 self._status.update(state="done", reason="")
                 self._write_status()
             else:
@@ -228,6 +239,12 @@ class RunWriter:
                 self._fail("interrupted" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed", error)
         finally:
             self._lock.release()
+
+    def _sizes(self) -> dict[str, int]:
+        """Bytes of every file that is not written any more."""
+        living = {STATUS, MANIFEST, LOCK, HOLDER, "log.txt"}
+        files = (file for file in sorted(self.path.rglob("*")) if file.is_file() and file.name not in living)
+        return {file.relative_to(self.path).as_posix(): file.stat().st_size for file in files}
 
     def _fail(self, state: str, error: BaseException) -> None:
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}".rstrip(": ")

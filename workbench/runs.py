@@ -22,14 +22,14 @@ __all__ = ["Checkpoint", "Run", "Store", "stage_key"]
 _FOLDER = re.compile(r"(?P<stage>.+)-(?P<key>[0-9a-f]{10})")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Store:
     """A folder of studies, each a folder of runs."""
 
     root: Path
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "root", Path(self.root).expanduser().absolute())
+    def __init__(self, root: str | Path) -> None:
+        object.__setattr__(self, "root", Path(root).expanduser().absolute())
 
     @classmethod
     def default(cls) -> Store:

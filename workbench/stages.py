@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from workbench.training.state import TrainingState
 
 HELD_OUT = 256
+SAVE_EVERY_SECONDS = 120.0
+"""The grid's steps grow apart, so a long training also saves by the clock; a killed one loses two minutes at the most."""
 
 
 def execute(
@@ -100,6 +103,10 @@ def _train(stage: Stage, store: Store, writer: RunWriter, device: str, should_st
 
 def _parent(store: Store, key: str) -> Run:
     run = store.find(key)
+    if run is not None and run.damaged:
+        raise UserError(
+            f"run {key}, which this stage starts from, is damaged ({run.damaged}); run the study again to remake it."
+        )
     if run is None or not run.done:
         raise UserError(f"run {key}, which this stage starts from, is not done; run the study again.")
     return run
@@ -138,7 +145,9 @@ class _Recorder:
     ) -> None:
         self.stage, self.writer, self.settings, self.sets = stage, writer, settings, sets
         self.grid_steps = set(evaluation_grid(settings.steps))
+        self.kept = self.grid_steps if stage.spec["evaluation"].get("keep", "all") == "all" else set[int]()
         self.saved: int | None = None
+        self.saved_at = time.monotonic()
         self.streak = 0
 
     def step(self, step: Step) -> None:
@@ -146,6 +155,10 @@ class _Recorder:
         rows = {"loss_nats": step.loss_nats, "learning_rate": step.lr, "gradient_norm": step.gradient_norm}
         self.writer.metrics((step.step, "train", name, value) for name, value in rows.items())
         self.writer.progress(step.step, self.settings.steps, loss=step.loss_nats, seconds_left=step.seconds_left)
+
+    def due(self) -> bool:
+        """Whether the last checkpoint is so old that much would be lost."""
+        return time.monotonic() - self.saved_at > SAVE_EVERY_SECONDS
 
     def grid(self, step: int, model: PreTrainedModel, state: Callable[[], TrainingState], last: bool) -> bool:
         """Evaluate (on the grid) and save; True once the stop rule holds."""
@@ -187,13 +200,13 @@ class _Recorder:
                 save_state(state, folder)
         if self.saved is not None:
             self._lighten(self.saved)
-        self.saved = step
+        self.saved, self.saved_at = step, time.monotonic()
 
     def _lighten(self, step: int) -> None:
-        """Only the newest checkpoint needs an optimizer state, and one off the grid was made only to resume from."""
+        """Only the newest checkpoint needs an optimizer state, and one that is not kept was made only to resume from."""
         from workbench.training.state import REST, TENSORS
 
-        if step in self.grid_steps:
+        if step in self.kept:
             for file in (REST, TENSORS):
                 self.writer.drop_checkpoint(step, file)
         else:

@@ -68,6 +68,33 @@ def wilson(successes: Numbers, n: Numbers, confidence: float = 0.95) -> tuple[Fl
     return np.asarray(low), np.asarray(np.clip(np.maximum(centre + half, share), 0, 1))
 
 
+def paired_difference(after: Numbers, before: Numbers, confidence: float = 0.95) -> Interval:
+    """Difference of two proportions on the same examples, with its interval [Newcombe 1998, paired data, method 10].
+
+    Unlike a bootstrap it has a width also where every answer agrees.
+
+    Args:
+        after: 1.0 where right `[n]`.
+        before: the same examples, `[n]`.
+        confidence: nominal coverage.
+    """
+    a, b = np.asarray(after, dtype=np.float64), np.asarray(before, dtype=np.float64)
+    n, p, q = len(a), float(a.mean()), float(b.mean())
+    (low_p, high_p), (low_q, high_q) = wilson(p * n, n, confidence), wilson(q * n, n, confidence)
+    both, neither, only_a, only_b = ((x * y).sum() for x, y in ((a, b), (1 - a, 1 - b), (a, 1 - b), (1 - a, b)))
+    margins = (both + only_a) * (only_b + neither) * (both + only_b) * (only_a + neither)
+    cross = both * neither - only_a * only_b
+    # The correlation of the two, its numerator corrected for continuity where it is positive.
+    phi = (max(cross - n / 2, 0.0) if cross > 0 else cross) / np.sqrt(margins) if margins > 0 else 0.0
+
+    def reach(x: float, y: float) -> float:
+        return float(np.sqrt(max(0.0, x * x - 2 * phi * x * y + y * y)))
+
+    return Interval(
+        p - q, p - q - reach(p - float(low_p), float(high_q) - q), p - q + reach(float(high_p) - p, q - float(low_q))
+    )
+
+
 def _resampling(n: int, draws: int, seed: int) -> Floats:
     """How often each of n examples is drawn, as weights that sum to one `[draws, n]`."""
     if n < 1:
@@ -164,11 +191,16 @@ def _cross(steps: Floats, values: Floats, threshold: float, hold: int) -> tuple[
         raise ValueError(f"steps must increase from 0 or more, one for each of {values.shape[-1]} values; got {steps}")
     above = values >= threshold  # NaN is below
     held = above.copy()
-    for ahead in range(1, min(hold, len(steps) - 1) + 1):
-        held[:, :-ahead] &= above[:, ahead:]
+    for ahead in range(1, hold + 1):
+        end = max(0, len(steps) - ahead)
+        held[:, :end] &= above[:, ahead:]
+        held[:, end:] = False  # nothing follows that could confirm
+    held[:, 0] |= above.all(axis=1)  # never seen below: there from the start, however short the grid
     arrived = np.asarray(held.any(axis=1))
     at = held.argmax(axis=1)
     rows = np.arange(len(values))
+    # What is above at the very end alone may have crossed anywhere after the last point below.
+    last_below = len(steps) - 1 - np.argmax(~above[:, ::-1], axis=1)
     before = np.maximum(at - 1, 0)
     # The point before is always below: were it above, it would have held as well and come first.
     first, last = values[rows, before], values[rows, at]
@@ -178,15 +210,15 @@ def _cross(steps: Floats, values: Floats, threshold: float, hold: int) -> tuple[
     scale = np.log1p(steps)
     inside = np.expm1(scale[before] + share * (scale[at] - scale[before]))
     found = np.where(share == 1, steps[at], inside)  # on a grid point without rounding
-    return np.where(arrived, found, steps[-1]), ~arrived
+    return np.where(arrived, found, steps[last_below]), ~arrived
 
 
 def steps_to(steps: Numbers, values: Numbers, threshold: float, hold: int = 1) -> Crossing:
     """Training steps until a measure reaches a threshold and stays there.
 
-    The crossing lies before the first grid point that is at or above `threshold` and whose next `hold` grid points, as
-    far as the grid goes, are too: one lucky evaluation is no crossing, and the last grid point counts alone. No maximum
-    over noisy evaluations is taken. Between grid points the curve is straight in log(1 + step), since the grid
+    The crossing lies before the first grid point that is at or above `threshold` and whose next `hold` grid points are
+    too: one lucky evaluation is no crossing, and a last one that nothing confirms is none either. No maximum over noisy
+    evaluations is taken. Between grid points the curve is straight in log(1 + step), since the grid
     is geometric and learning curves are close to straight there; that scale is defined at step 0.
 
     Args:
@@ -196,7 +228,7 @@ def steps_to(steps: Numbers, values: Numbers, threshold: float, hold: int = 1) -
         hold: how many later grid points must confirm.
 
     Returns:
-        `exact`, the first grid step (0 on the usual grid) when already there; `lower` with the last step when never.
+        `exact`, the first grid step (0 on the usual grid) when already there; `lower` with the last step below when never.
 
     Raises:
         ValueError: the grid does not increase or does not fit the values.
@@ -219,7 +251,7 @@ def bootstrap_crossings(
         hold: as in `steps_to`.
 
     Returns:
-        Steps `[draws]` (the last step where censored) and whether censored `[draws]`.
+        Steps `[draws]` (the last step below where censored) and whether censored `[draws]`.
     """
     data = np.asarray(correct, dtype=np.float64)
     # Rounding: a mean of exactly 0.95 must not miss a threshold of 0.95 by one bit of a differently ordered sum.

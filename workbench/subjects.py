@@ -51,6 +51,8 @@ class Pair:
     correlation: Correlation | None
     base_path: Path
     tuned_path: Path
+    start_path: Path | None = None
+    """The model that fine-tuning started from, where that is not the base."""
     never_path: Path | None = None
     """A model pretrained alike to which `capability` was never asked."""
     trajectory: Trajectory | None = None
@@ -58,6 +60,11 @@ class Pair:
     n: int = 1000
     """Examples per test set."""
     device: str = "cpu"
+
+    def __repr__(self) -> str:
+        """The pair in a line."""
+        arms = f", arms {', '.join(self.arms)}" if self.arms else ""
+        return f"Pair({self.name!r}, seed {self.seed}: may lose {self.capability}, tuned on {self.tuned_on}{arms})"
 
     @cached_property
     def base(self) -> PreTrainedModel:
@@ -68,6 +75,11 @@ class Pair:
     def tuned(self) -> PreTrainedModel:
         """The model after fine-tuning."""
         return self._load(self.tuned_path)
+
+    @cached_property
+    def start(self) -> PreTrainedModel:
+        """The model that fine-tuning started from: what it taught and damaged is measured against this one."""
+        return self._load(self.start_path) if self.start_path else self.base
 
     @cached_property
     def never_had_it(self) -> PreTrainedModel | None:
@@ -87,7 +99,7 @@ class Pair:
         return load_model(path, pick_device(self.device))
 
     def examples(self, capability: str, *, share: float = 0.0, n: int | None = None, split: str = "test") -> Examples:
-        """Examples of a capability on this pair's texts at C_Te = `share`; splits are disjoint streams.
+        """Examples of a capability on this pair's texts at C_Te = `share`; splits are independent streams.
 
         For every capability of one family the texts are the same. Without a correlation, and for families that the
         correlation does not speak of, texts are plain.
@@ -137,6 +149,7 @@ def open_pair(body: Mapping[str, Any], store: Store, name: str, seed: int, devic
         correlation=Correlation(**correlation) if correlation else None,
         base_path=run(body["base"]).checkpoint().path,
         tuned_path=tuned.checkpoint().path,
+        start_path=run(body["start"]).checkpoint().path if body.get("start") else None,
         never_path=run(never).checkpoint().path if never else None,
         trajectory=Trajectory(tuned),
         arms={arm: Trajectory(run(key)) for arm, key in body.get("arms", {}).items()},

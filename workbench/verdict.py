@@ -1,7 +1,8 @@
-"""The verdict of one capability on one pair: thresholds declared before looking, and a pure function of headline numbers.
+"""The verdict of one capability on one pair: all thresholds, and a pure function of headline numbers.
 
 Behaviour says whether the ability is there before and after, revival decides what became of a lost one, and every
-other analysis supports or contradicts. An interval that crosses a threshold makes the verdict inconclusive.
+other analysis supports or contradicts. An interval that crosses a threshold makes the verdict inconclusive, and so does
+a control that is none.
 """
 
 from __future__ import annotations
@@ -25,6 +26,12 @@ ROOM = 0.10
 """A line whose base and control are closer than this cannot show anything and is uninformative."""
 REVIVED_AT = 0.95
 """Accuracy that counts as revived."""
+RECOVERED = 0.25
+"""Share of the lost accuracy above chance that a few removed neurons must bring back before it counts as a hidden ability."""
+KEPT = 0.8
+"""From this share of a probe's room on, an ability that is lost in behaviour counts as still encoded."""
+GONE = 0.2
+"""Below this share of the room it is no more readable than in a model of random weights."""
 
 Class = Literal["untouched", "learned", "masked", "erased", "altered", "inconclusive"]
 
@@ -53,12 +60,12 @@ def judge_kept(results: Mapping[str, Result], capability: str) -> tuple[Class, s
         return "inconclusive", "behaviour was not measured."
     behaviour = results["behaviour"]
     base, tuned, chance = (behaviour.metric(name) for name in ("base_pt", "tuned_pt", "chance_pt"))
-    was = f"accuracy on {capability} went from {base.value:.2f} to {tuned.value:.2f} (chance {chance.value:.2f})"
+    was = f"accuracy on {capability} {_went(base, tuned, chance)}"
     change = behaviour.metric("change_pt")  # measured on the same texts, so narrower than the two intervals apart
     drop = _Interval(-change.high, -change.low)
     if drop.low >= -UNTOUCHED and drop.high <= UNTOUCHED:
         return "untouched", f"{was}, within {UNTOUCHED} of the base{_without(base, chance)}."
-    if base.low < _has_it(chance):
+    if base.low < has_it(chance.value):
         return "inconclusive", f"the base does not have the ability for sure: {was}."
     if drop.low <= UNTOUCHED <= drop.high or drop.low <= -UNTOUCHED <= drop.high:
         return "inconclusive", f"{was}: the interval of the change crosses {UNTOUCHED}."
@@ -66,11 +73,14 @@ def judge_kept(results: Mapping[str, Result], capability: str) -> tuple[Class, s
         return "altered", f"{was}: the ability became better."
     if "revival" not in results:
         return "inconclusive", f"{was}, but no reverse fine-tuning with a model that never had it was run."
-    verdict, how = _by_ratio(results["revival"])
-    against = _contradiction(verdict, results, capability)
+    never = next((m for m in behaviour.headline if m.metric == "never_pt"), None)
+    if never is not None and never.high >= has_it(chance.value):
+        return "inconclusive", f"{was}, but the model that never had it scores {never.value:.2f} and is no control."
+    found = judge_revival(results["revival"])
+    against = _contradiction(found.verdict, results, capability)
     if against:
-        return "inconclusive", f"{was}; {how}, but {against.analysis} contradicts: {against.text}"
-    return verdict, f"{was}; {how}."
+        return "inconclusive", f"{was}; {found.how}, but {against.analysis} contradicts: {against.text}"
+    return found.verdict, f"{was}; {found.how}."
 
 
 def judge_trained(results: Mapping[str, Result], capability: str) -> tuple[Class, str]:
@@ -78,9 +88,9 @@ def judge_trained(results: Mapping[str, Result], capability: str) -> tuple[Class
     if "behaviour" not in results:
         return "inconclusive", "behaviour was not measured."
     behaviour = results["behaviour"]
-    base, tuned, chance = (behaviour.metric(name) for name in ("base_ft", "tuned_ft", "chance_ft"))
-    was = f"accuracy on {capability} where the shortcut fails went from {base.value:.2f} to {tuned.value:.2f} (chance {chance.value:.2f})"
-    bar = _has_it(chance)
+    base, tuned, chance = (behaviour.metric(name) for name in ("start_ft", "tuned_ft", "chance_ft"))
+    was = f"accuracy on {capability} where the shortcut fails {_went(base, tuned, chance)}"
+    bar = has_it(chance.value)
     if base.high < bar <= tuned.low:
         return "learned", f"{was}."
     drop = _difference(base, tuned)
@@ -93,12 +103,17 @@ def judge_trained(results: Mapping[str, Result], capability: str) -> tuple[Class
     return "inconclusive", f"{was}: an interval crosses {bar:.2f}, or the loss was not followed by reverse fine-tuning."
 
 
+def _went(before: Metric, after: Metric, chance: Metric) -> str:
+    return f"went from {before.value:.2f} to {after.value:.2f} (without the ability up to {chance.value:.2f})"
+
+
 def _without(base: Metric, chance: Metric) -> str:
-    return "" if base.low >= _has_it(chance) else ", which does not have it for sure either"
+    return "" if base.low >= has_it(chance.value) else ", which does not have it for sure either"
 
 
-def _has_it(chance: Metric) -> float:
-    return chance.value + HAS_IT * (1 - chance.value)
+def has_it(chance: float) -> float:
+    """The accuracy from which a model has an ability: `HAS_IT` of the way from chance to a perfect score."""
+    return chance + HAS_IT * (1 - chance)
 
 
 @dataclass(frozen=True)
@@ -114,24 +129,55 @@ def _difference(a: Metric, b: Metric) -> _Interval:
     return _Interval(low, high)
 
 
-def _by_ratio(revival: Result) -> tuple[Class, str]:
-    try:
-        ratio = revival.metric("ratio")
-    except KeyError:
-        return "inconclusive", "the ratio to the model that never had it was not measured"
-    if ratio.bound == "undefined":
-        return "inconclusive", "neither the tuned model nor the one that never had it reached 95 %"
+@dataclass(frozen=True)
+class Revival:
+    """What reverse fine-tuning says of a lost ability, for the verdict and for its line of evidence alike."""
+
+    verdict: Class
+    how: str
+    """What was found, as the end of a sentence."""
+    metric: Metric | None
+    """The number that says so; None where there is none."""
+    informative: bool
+    """False where a control is missing or none, so that nothing could have been shown."""
+
+
+def judge_revival(revival: Result) -> Revival:
+    """Masked, erased or between, by the ratio to the model that never had the ability, if all controls hold.
+
+    What is masked must also come back in fewer steps than random weights take: where they are as fast, the model that
+    never had the ability was merely slow.
+    """
+    found = {m.metric: m for m in revival.headline}
+
+    def nothing(how: str, metric: Metric | None = None) -> Revival:
+        return Revival("inconclusive", how, metric, informative=False)
+
+    if "ratio" not in found:
+        return nothing("the ratio to the model that never had it was not measured")
+    ratio = found["ratio"]
+    for arm, why in (("revived", "there is next to nothing to revive"), ("never_had_it", "it is no control")):
+        start = found.get(f"start_{arm}")
+        if start is not None and start.value > REVIVED_AT - ROOM:
+            who = "the tuned model" if arm == "revived" else "the model that never had it"
+            return nothing(f"{who} starts at {start.value:.2f}: {why}", start)
+    if ratio.bound == "undefined" or not math.isfinite(ratio.value):
+        return nothing(f"neither the tuned model nor the one that never had it surely reaches {REVIVED_AT:.0%}", ratio)
     sign = {"exact": "", "upper": "at most ", "lower": "at least "}[ratio.bound]
     how = f"reverse fine-tuning takes {sign}{ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}] of the steps of a model that never had it"
     if ratio.high <= MASKED and ratio.bound != "lower":
-        return "masked", how
+        steps, scratch = found.get("steps_revived"), found.get("steps_scratch")
+        if steps is not None and scratch is not None and scratch.bound == "exact" and steps.high >= scratch.low:
+            also = f"random weights learn it as fast ({scratch.value:.0f} steps against {steps.value:.0f})"
+            return Revival("inconclusive", f"{how}, but {also}", ratio, informative=True)
+        return Revival("masked", how, ratio, informative=True)
     if ratio.low >= ERASED and ratio.bound != "upper":
-        return "erased", how
+        return Revival("erased", how, ratio, informative=True)
     if ratio.bound == "exact" and ratio.low > MASKED and ratio.high < ERASED:
-        return "altered", how
+        return Revival("altered", how, ratio, informative=True)
     crossed = [f"{t:.2f}" for t in (MASKED, ERASED) if ratio.low <= t <= ratio.high]
     why = f"the interval crosses {' and '.join(crossed)}" if crossed else "a bound alone does not decide"
-    return "inconclusive", f"{how}: {why}"
+    return Revival("inconclusive", f"{how}: {why}", ratio, informative=True)
 
 
 def _contradiction(verdict: Class, results: Mapping[str, Result], capability: str) -> Evidence | None:

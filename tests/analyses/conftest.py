@@ -76,6 +76,7 @@ class LookupTask:
     vocab_size: int = 9
     context: int = LENGTH + 3
     capabilities: tuple[str, ...] = tuple(OPERANDS)
+    resolved: Mapping[str, Any] = field(default_factory=dict)
 
     def family(self, capability: str) -> str:
         return capability.split("_")[0]

@@ -155,7 +155,7 @@ def test_seeds_pool_and_evidence_follows(make_pair):
 
 
 BEFORE = {"base_pt": 1.0, "tuned_pt": 0.2, "change_pt": (-0.8, -0.83, -0.77), "chance_pt": 0.3}
-TRAINED = {"base_ft": 0.2, "tuned_ft": 0.2, "chance_ft": 0.3}
+TRAINED = {"start_ft": 0.2, "tuned_ft": 0.2, "chance_ft": 0.3}
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ TRAINED = {"base_ft": 0.2, "tuned_ft": 0.2, "chance_ft": 0.3}
         ({"base_pt": 0.35}, 0, "uninformative", "nothing to lose"),
         ({"tuned_ft": (0.95, 0.92, 0.97)}, 1, "learned", "learned"),
         ({"tuned_ft": (0.87, 0.84, 0.9)}, 1, "neutral", "not clearly"),
-        ({"tuned_ft": 0.95, "base_ft": 0.93}, 1, "neutral", "already"),
+        ({"tuned_ft": 0.95, "start_ft": 0.93}, 1, "neutral", "already"),
         ({"tuned_ft_correlated": (1.0, 0.98, 1.0)}, 1, "neutral", "only through the shortcut"),
         ({"tuned_ft_correlated": (1.0, 0.98, 1.0), "tuned_ft": (0.7, 0.66, 0.74)}, 1, "neutral", "in part beyond it"),
         ({"tuned_ft_correlated": (1.0, 0.98, 1.0), "tuned_ft": (0.35, 0.28, 0.42)}, 1, "neutral", "hardly beyond"),

@@ -11,7 +11,7 @@ from workbench.errors import UserError
 from workbench.replicates import combine_results
 from workbench.results import Result
 
-GRID = (0, 5, 10, 20, 40, 80)
+GRID = (0, 5, 10, 20, 40, 80, 160)
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def run(make_pair):
 
 def test_crossings_on_and_between_grid_points(run, arm):
     # .95 exactly at step 10; between 10 and 20 half of the way, that is sqrt(11 * 21) - 1 on the scale log(1 + step).
-    result = run(revived=arm(0.2, 0.5, 0.95, 1.0), never_had_it=arm(0.2, 0.2, 0.9, 1.0, 1.0))
+    result = run(revived=arm(0.2, 0.5, 0.95, 1.0, 1.0), never_had_it=arm(0.2, 0.2, 0.9, 1.0, 1.0))
     assert result.metric("steps_revived").value == pytest.approx(10)
     assert result.metric("steps_never_had_it").value == pytest.approx(math.sqrt(11 * 21) - 1)
     assert result.metric("ratio").value == pytest.approx(10 / (math.sqrt(231) - 1))
@@ -48,7 +48,7 @@ def test_crossings_on_and_between_grid_points(run, arm):
 
 
 def test_cheap_revival_is_masked(run, arm):
-    result = run(revived=arm(0.2, 0.9, 1.0, 1.0), never_had_it=arm(0.2, 0.2, 0.3, 0.5, 0.9, 1.0))
+    result = run(revived=arm(0.2, 0.9, 1.0, 1.0), never_had_it=arm(0.2, 0.2, 0.3, 0.5, 0.9, 1.0, 1.0))
     ratio = result.metric("ratio")
     assert ratio.low <= ratio.value <= ratio.high < 1 / 3
     (line,) = result.evidence
@@ -56,7 +56,7 @@ def test_cheap_revival_is_masked(run, arm):
 
 
 def test_relearning_at_the_controls_pace_is_erased(run, arm):
-    same = (0.2, 0.2, 0.3, 0.5, 0.9, 1.0)
+    same = (0.2, 0.2, 0.3, 0.5, 0.9, 1.0, 1.0)
     result = run(revived=arm(*same), never_had_it=arm(*same))
     # The same examples are resampled in both arms, so that equal arms are equal in every draw.
     assert set(result.metric("ratio").draws) == {1.0}
@@ -74,14 +74,14 @@ def test_control_that_never_arrives_gives_an_upper_bound(run, arm):
 
 
 def test_upper_bound_near_one_does_not_say_erased(run, arm):
-    result = run(revived=arm(0.2, 0.2, 0.2, 0.2, 0.9, 1.0), never_had_it=arm(0.2, 0.2, 0.2, 0.2, 0.2, 0.5))
+    result = run(revived=arm(0.2, 0.2, 0.2, 0.2, 0.9, 1.0, 1.0), never_had_it=arm(0.2, 0.2, 0.2, 0.2, 0.2, 0.5))
     assert result.metric("ratio").value > 0.5
     assert result.metric("ratio").bound == "upper"
     assert result.evidence[0].direction == "neutral"
 
 
 def test_subject_that_never_arrives_gives_a_lower_bound(run, arm):
-    result = run(revived=arm(0.2, 0.2, 0.2, 0.3, 0.3, 0.5), never_had_it=arm(0.2, 0.2, 0.9, 1.0, 1.0, 1.0))
+    result = run(revived=arm(0.2, 0.2, 0.2, 0.3, 0.3, 0.5), never_had_it=arm(0.2, 0.2, 0.9, 1.0, 1.0, 1.0, 1.0))
     assert result.metric("ratio").bound == "lower"
     assert result.evidence[0].direction == "erased"
     assert "at least" in result.evidence[0].text
@@ -96,20 +96,20 @@ def test_neither_arrives(run, arm):
 
 
 def test_an_arm_stopped_at_its_ceiling_ends_there(run, arm):
-    result = run(revived=arm(0.2, 0.9, 1.0, 1.0), never_had_it=arm(0.2, 0.2, 0.3, 0.5, 0.9, 1.0))
+    result = run(revived=arm(0.2, 0.9, 1.0, 1.0), never_had_it=arm(0.2, 0.2, 0.3, 0.5, 0.9, 1.0, 1.0))
     table = result.table
     assert table[table["arm"] == "revived"]["step"].tolist() == [0, 5, 10, 20]
-    assert table[table["arm"] == "never_had_it"]["step"].max() == 80
+    assert table[table["arm"] == "never_had_it"]["step"].max() == 160
     assert table[table["arm"] == "revived"]["value"].tolist() == [0.2, 0.9, 1.0, 1.0]
 
 
 def test_one_lucky_evaluation_is_no_revival(run, arm):
-    result = run(revived=arm(0.2, 0.96, 0.7, 0.9, 1.0, 1.0), never_had_it=arm(0.2, 0.2, 0.3, 0.5, 0.9, 1.0))
+    result = run(revived=arm(0.2, 0.96, 0.7, 0.9, 1.0, 1.0, 1.0), never_had_it=arm(0.2, 0.2, 0.3, 0.5, 0.9, 1.0, 1.0))
     assert 20 < result.metric("steps_revived").value < 40
 
 
 def test_arms_are_compared_by_examples(run, arm):
-    same = (0.2, 0.2, 0.95, 1.0)
+    same = (0.2, 0.2, 0.95, 1.0, 1.0)
     result = run(revived=arm(*same, batch_size=32), never_had_it=arm(*same, batch_size=128))
     assert result.metric("steps_revived").value == result.metric("steps_never_had_it").value
     assert result.metric("ratio").value == pytest.approx(0.25)
@@ -118,28 +118,68 @@ def test_arms_are_compared_by_examples(run, arm):
     assert steps["never_had_it", "examples"] == pytest.approx(1280)
 
 
+def test_other_rates_have_ratios_of_their_own_and_no_say_in_the_verdict(run, arm):
+    main = {"revived": arm(0.2, 0.5, 0.95, 1.0, 1.0), "never_had_it": arm(0.2, 0.2, 0.3, 0.5, 0.95, 1.0, 1.0)}
+    fast = {"revived@0.001": arm(0.2, 0.95, 1.0, 1.0), "never_had_it@0.001": arm(0.2, 0.95, 1.0, 1.0)}
+    alone, both = run(**main), run(**main, **fast)
+    assert both.metric("ratio@0.001").value == pytest.approx(1)
+    assert both.metric("steps_revived@0.001").value == pytest.approx(5)
+    assert both.metric("ratio") == alone.metric("ratio")
+    assert both.evidence == alone.evidence
+    assert run(**main, **{"revived@0.001": arm(0.2)}).evidence == alone.evidence  # its control is missing: no ratio
+
+
+def test_arriving_at_the_last_step_alone_is_no_arrival(run, arm):
+    late = arm(0.2, 0.2, 0.2, 0.2, 0.2, 0.2, 0.97)
+    result = run(revived=late, never_had_it=late)
+    assert [(result.metric(f"steps_{a}").value, result.metric(f"steps_{a}").bound) for a in ("revived", "never_had_it")] == [
+        (80, "lower")
+    ] * 2
+    assert result.metric("ratio").bound == "undefined"
+
+
+def test_a_ratio_whose_draws_are_often_censored_is_a_bound(run, arm):
+    # Just above the threshold at the last two points: many resamplings of the examples do not arrive.
+    barely = arm(0.2, 0.2, 0.2, 0.2, 0.2, 0.955, 0.955, n=200)
+    surely = arm(0.2, 0.2, 0.2, 0.2, 0.2, 1.0, 1.0, n=200)
+    assert run(revived=surely, never_had_it=surely).metric("ratio").bound == "exact"
+    assert run(revived=surely, never_had_it=barely).metric("ratio").bound == "upper"
+    assert run(revived=barely, never_had_it=surely).metric("ratio").bound == "lower"
+    assert run(revived=barely, never_had_it=barely).metric("ratio").bound == "undefined"
+    assert run(revived=barely, never_had_it=barely).metric("steps_revived").bound == "lower"
+
+
+def test_random_weights_that_learn_as_fast_forbid_the_verdict(run, arm):
+    arms = {"revived": arm(0.2, 0.5, 0.95, 1.0, 1.0), "never_had_it": arm(0.2, 0.2, 0.2, 0.2, 0.9, 1.0, 1.0)}
+    assert run(**arms, scratch=arm(0.2, 0.2, 0.2, 0.95, 1.0, 1.0)).evidence[0].direction == "masked"
+    line = run(**arms, scratch=arm(0.2, 0.5, 0.95, 1.0, 1.0)).evidence[0]
+    assert line.direction == "neutral"
+    assert "random weights learn it as fast" in line.text
+
+
 def test_plain_texts_count_as_the_uncorrelated_set(run, arm):
-    result = run(revived=arm(0.2, 0.95, 1.0, share=math.nan), never_had_it=arm(0.2, 0.5, 0.95, 1.0, share=math.nan))
+    result = run(revived=arm(0.2, 0.95, 1.0, 1.0, share=math.nan), never_had_it=arm(0.2, 0.5, 0.95, 1.0, 1.0, share=math.nan))
     assert result.metric("steps_revived").value == pytest.approx(5)
 
 
 def test_irrelevant_training_that_revives_is_called_out(run, arm):
-    arms = {"revived": arm(0.2, 0.9, 1.0, 1.0), "never_had_it": arm(0.2, 0.2, 0.3, 0.5, 0.9, 1.0)}
+    arms = {"revived": arm(0.2, 0.9, 1.0, 1.0), "never_had_it": arm(0.2, 0.2, 0.3, 0.5, 0.9, 1.0, 1.0)}
     assert len(run(**arms, irrelevant=arm(0.2, 0.2, 0.3, 0.3, 0.3, 0.3)).evidence) == 1
     lines = run(**arms, irrelevant=arm(0.2, 0.9, 1.0, 1.0)).evidence
-    assert "any training may revive it" in lines[1].text
+    assert "it cannot have been taught by them" in lines[1].text
+    assert lines[1].direction == "masked"
     assert lines[1].metric == "steps_irrelevant"
 
 
 def test_nothing_lost_is_uninformative_not_masked(run, arm):
-    result = run(revived=arm(0.97, 1.0, 1.0), never_had_it=arm(0.2, 0.2, 0.3, 0.5, 0.9, 1.0))
+    result = run(revived=arm(0.97, 1.0, 1.0), never_had_it=arm(0.2, 0.2, 0.3, 0.5, 0.9, 1.0, 1.0))
     assert result.metric("steps_revived").value == 0
     assert result.evidence[0].direction == "uninformative"
     assert result.metric("ratio").value > 0  # a geometric mean over seeds stays possible
 
 
 def test_a_control_that_has_the_ability_is_no_control(run, arm):
-    result = run(revived=arm(0.2, 0.9, 1.0, 1.0), never_had_it=arm(0.9, 0.9, 0.9, 0.9, 0.9, 1.0))
+    result = run(revived=arm(0.2, 0.9, 1.0, 1.0), never_had_it=arm(0.9, 0.9, 0.9, 0.9, 0.9, 1.0, 1.0))
     assert result.evidence[0].direction == "uninformative"
     assert "no control" in result.evidence[0].text
 
@@ -147,7 +187,7 @@ def test_a_control_that_has_the_ability_is_no_control(run, arm):
 def test_missing_arms(run, arm):
     result = run(revived=arm(0.2, 0.9, 1.0, 1.0), scratch=arm(0.2, 0.2, 0.2))
     assert result.evidence[0].direction == "uninformative"
-    assert "never_had_it" in result.evidence[0].text
+    assert "the ratio to the model that never had it was not measured" in result.evidence[0].text
     assert evidence(Result("revival", {}, ()))[0].direction == "uninformative"
 
 
@@ -157,16 +197,16 @@ def test_an_arm_that_was_not_measured_is_named(run, arm, fake_trajectory):
 
 
 def test_seeds_pool_on_the_log_scale(make_pair, arm):
-    never = arm(0.2, 0.2, 0.2, 0.2, 0.95, 1.0)
+    never = arm(0.2, 0.2, 0.2, 0.2, 0.95, 1.0, 1.0)
     results = [
-        revival(make_pair(seed=0, arms={"revived": arm(0.2, 0.95, 1.0), "never_had_it": never})),
-        revival(make_pair(seed=1, arms={"revived": arm(0.2, 0.5, 0.95, 1.0), "never_had_it": never})),
+        revival(make_pair(seed=0, arms={"revived": arm(0.2, 0.95, 1.0, 1.0), "never_had_it": never})),
+        revival(make_pair(seed=1, arms={"revived": arm(0.2, 0.5, 0.95, 1.0, 1.0), "never_had_it": never})),
     ]
     pooled = combine_results(results)
     assert pooled.metric("ratio").value == pytest.approx(math.sqrt(5 / 40 * 10 / 40))
     (line,) = evidence(pooled)
     assert line.direction == "masked"
-    assert "of the cost" in line.text
+    assert "Steps to 95% on look_a: 8 for the tuned model, 40 for one that never had it" in line.text
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ def _behaviour(planned: PairPlan) -> Result:
         proportion("base_pt", correct(0.99), seed),
         proportion("tuned_pt", correct(tuned), seed),
         derived("change_pt", float(drop.mean()), drop.mean() + 0.01 * np.linspace(-1, 1, 400), n, "accuracy"),
-        proportion("base_ft", correct(0.20), seed),
+        proportion("start_ft", correct(0.20), seed),
         proportion("tuned_ft", correct(fails), seed),
         proportion("tuned_ft_correlated", correct(0.99), seed),
         proportion("never_pt", correct(0.15), seed),
@@ -271,6 +271,8 @@ def many_runs(root: Path, count: int, study: str = "sweep") -> None:
         parents = [f"{i // 2:010x}"] if i else []
         (folder / "provenance.json").write_text(json.dumps({"kind": "pretrain", "seed": i, "parents": parents}))
         (folder / "status.json").write_text(json.dumps({"state": "done", "step": 10, "steps": 10, "seconds": 1.5}))
+        sizes = {name: (folder / name).stat().st_size for name in ("spec.yaml", "provenance.json")}
+        (folder / "manifest.json").write_text(json.dumps(sizes))
 
 
 def failed_run(root: Path, study: str = "quickstart") -> Run:

@@ -110,7 +110,7 @@ def test_run_page_says_how_to_mend(open_page, stores):
     assert at.error[0].value.startswith("Damaged: status")
     assert at.code[0].value == f"workbench runs remove {damaged.name} --with-children\nworkbench study run quickstart"
     at = open_page("damaged", "run", run="0123456789")  # the key alone is enough
-    assert at.selectbox(key="run").value == "broken-s0-0123456789"
+    assert at.selectbox(key="run").value == "quickstart/broken-s0-0123456789"
     assert at.warning[0].value.startswith("Failed: ValueError\\: \\<b\\>loss")
 
 
@@ -159,11 +159,18 @@ def test_a_broken_result_is_a_sentence_and_hides_no_other(open_page, stores, tmp
     root = stores / "cut"
     shutil.copytree(stores / "full", root)
     run = next(r for r in Store(root).runs() if r.stage == "pruning-wrapped-s0")
-    (run.path / "table.parquet").write_bytes(b"PAR1 not a table")
-    at = open_page("cut", "run", run=f"{run.stage}-{run.key}")
+    table = run.path / "table.parquet"
+    table.write_bytes(b"x" * table.stat().st_size)  # of the right length, so that only reading it tells
+    at = open_page("cut", "run", run=run.name)
     assert not at.exception
     assert "holds no readable result" in at.error[0].value
     assert at.code[-1].value.startswith("{")  # provenance is still there
+    assert "counting a is masked in wrapped" in " ".join(m.value for m in open_page("cut").markdown)
+    at = open_page("cut", "study", pair="wrapped", side="true")
+    assert len(at.error) == 1
+    assert len(charts(at)) == 3
+    table.write_bytes(b"cut")  # a store knows the lengths of its files
+    assert "table\\.parquet has 3 bytes" in open_page("cut", "run", run=run.name).error[0].value
 
 
 def test_errors_stop_at_the_seam(open_page, monkeypatch):

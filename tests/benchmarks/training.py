@@ -54,6 +54,9 @@ def task_of(size: Size) -> PcfgTask:
 class _Nobody:
     def step(self, step: Any) -> None: ...
 
+    def due(self) -> bool:
+        return False
+
     def grid(self, step: int, model: Any, state: Any, last: bool) -> bool:
         return False
 
@@ -68,6 +71,8 @@ class _Turns:
         self.theirs: list[float] = []
         self.batches: list[float] = []
         self.started = 0.0
+
+    asks = frozenset[str]()
 
     def batch(self, step: int) -> Examples:
         if step % self.size.steps == 0:

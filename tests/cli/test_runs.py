@@ -73,15 +73,16 @@ def test_verify_finds_a_truncated_file_and_changed_weights(cli, copied):
     said = cli("runs", "verify")
     assert said.code == 2
     lines = said.out.splitlines()
-    assert lines[0].startswith(f"{run.name}: model.safetensors: truncated")
-    assert lines[1].startswith(f"{run.name}: step-20: its weights hash to")
-    assert lines[2] == "11 runs read, 1 with problems"
-    assert "workbench runs remove RUN" in lines[3]
+    assert lines[0].startswith(f"{run.name}: {run.path.name}: checkpoints/step-0/model.safetensors has 20,479 bytes")
+    assert lines[1].startswith(f"{run.name}: model.safetensors: truncated")
+    assert lines[2].startswith(f"{run.name}: step-20: its weights hash to")
+    assert lines[3] == "11 runs read, 1 with problems"
+    assert "workbench runs remove RUN" in lines[4]
     said = cli("runs", "verify", run.key, "--json")
     assert said.code == 2
     (entry,) = said.json
     assert entry["run"] == run.name
-    assert [set(problem) for problem in entry["problems"]] == [{"path", "text"}] * 2
+    assert [set(problem) for problem in entry["problems"]] == [{"path", "text"}] * 3
     good = next(r for r in copied.store.runs() if r.stage == "pretrain-never_had_it-s0")
     assert cli("runs", "verify", good.key).code == 0
 

@@ -36,6 +36,9 @@ class Recorder(Silent):
         self.heard.append(("ended" if reason is None else "failed", stage.name))
         self.reasons[stage.name] = reason or ""
 
+    def stopping(self):
+        self.heard.append(("stopping", ""))
+
     def close(self):
         self.heard.append(("close", ""))
 

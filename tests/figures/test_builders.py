@@ -72,7 +72,7 @@ def test_behaviour_draws_the_table_it_was_given(result):
         np.testing.assert_allclose(trace.y, rows["value"])
         np.testing.assert_allclose(trace.x, np.log10(1 + rows["step"]))
     assert first.line.color == STYLES["pt"].color
-    assert any(annotation.text == "no ability: 0.32" for annotation in fig.layout.annotations)
+    assert any(annotation.text == "best guess: 0.32" for annotation in fig.layout.annotations)
     levels = [shape for shape in fig.layout.shapes if shape.y0 == pytest.approx(0.32)]
     assert levels
     assert all(shape.layer == "below" for shape in levels)
@@ -115,6 +115,17 @@ def test_revival_marks_arrivals_and_censored_arms(result):
     assert never.y[0] == 0.95
     assert never.error_x.array[0] > 0
     assert never.error_x.arrayminus[0] > 0
+
+
+def test_revival_at_another_rate_looks_like_its_arm_with_open_markers(result):
+    given = result("revival", seed=0)
+    tables = {n: pd.concat([t, t.assign(arm=t["arm"] + "@3e-05")], ignore_index=True) for n, t in given.tables.items()}
+    fig = figure(replace(given, tables=tables))
+    (main,), (other,) = (lines(fig, f"revived (the fine-tuned model){at}") for at in (":", ", rate 3e-05:"))
+    assert (other.line.color, other.line.dash) == (main.line.color, main.line.dash)
+    assert other.marker.symbol == f"{main.marker.symbol}-open"
+    assert fig.data[-1].name.startswith("revived")
+    assert "revived (the fine-tuned model), rate 3e-05" in alt(replace(given, tables=tables))
 
 
 def test_pruning_shows_random_orders_behind_and_all_answers(result):

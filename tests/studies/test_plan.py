@@ -139,13 +139,64 @@ def test_revive_can_leave_pairs_out():
     assert (list(more.arms), "revival" in more.analyses) == (["revived", "scratch"], True)
 
 
-def test_a_pair_is_held_against_the_first_pretrained_model_or_another():
-    made = planned(finetune={"a": {**SECOND, "against": None}, "b": {**SECOND, "against": "never_had_it"}, "c": SECOND})
+def test_other_reverse_rates_run_the_arms_again_where_they_lie_below_the_rate_of_fine_tuning():
+    first = body()["finetune"]["wrapped"]
+    rates = {**body()["revive"], "lr": 1e-4, "other_rates": [3e-4, 1e-5]}
+    fast, slow = planned(finetune={"fast": {**first, "lr": 1e-3}, "slow": {**first, "lr": 2e-4}}, revive=rates).pairs
+    main = ["revived", "never_had_it", "scratch", "irrelevant"]
+    assert list(fast.arms) == main + [f"{arm}@{rate}" for rate in ("0.0003", "1e-05") for arm in main[:3]]
+    assert list(slow.arms) == main + [f"{arm}@1e-05" for arm in main[:3]]
+    assert fast.arms["revived@0.0003"].spec["training"]["lr"] == 3e-4
+    assert fast.arms["revived@0.0003"].name == "reverse-revived-fast@0.0003-s0"
+    assert fast.arms["scratch@1e-05"] is slow.arms["scratch@1e-05"]
+    alone = planned(finetune={"fast": {**first, "lr": 1e-3}}, revive={**rates, "other_rates": []}).pairs[0]
+    assert {arm: stage.key for arm, stage in alone.arms.items()} == {arm: fast.arms[arm].key for arm in main}
+
+
+def test_a_pair_is_held_against_the_model_it_starts_from_or_another():
+    tunes = {"a": {**SECOND, "against": None}, "b": {**SECOND, "against": "never_had_it"}, "c": SECOND}
+    made = planned(finetune=tunes, revive=None, analyses=[])
     assert [pair.base.name for pair in made.pairs] == ["pretrain-base-s0", "pretrain-never_had_it-s0", "pretrain-base-s0"]
     assert {pair.tuned.parents for pair in made.pairs} == {(keys(made)["pretrain-never_had_it-s0"],)}
+    more = {**body()["pretrain"], "other": body()["pretrain"]["base"] | {"steps": 3}}
+    (pair,) = planned(pretrain=more, finetune={"d": {**SECOND, "from": "other", "against": None}}).pairs
+    assert pair.base.name == "pretrain-other-s0"
 
 
 # --- keys
+
+
+def test_a_grammar_file_is_in_the_key_by_its_rules_and_not_by_its_name(tmp_path):
+    rules = "terminals: a b c\ns -> a s [0.6] | b c [0.4]\n"
+    file, other = tmp_path / "one.txt", tmp_path / "two.txt"
+    file.write_text(rules)
+    other.write_text(rules + "# the same\n")
+    task = body()["task"]
+    first, second = (keys(planned(task={**task, "grammar": str(path)})) for path in (file, other))
+    assert first == second
+    file.write_text(rules.replace("0.6", "0.5").replace("0.4", "0.5"))
+    assert set(keys(planned(task={**task, "grammar": str(file)})).values()).isdisjoint(first.values())
+    assert keys(planned(task={**task, "grammar": "jain23"})) == keys(planned())
+
+
+def test_controls_are_what_their_names_say():
+    asked = {**body()["pretrain"]["never_had_it"], "operand_prior": {"a": 0.5, "b": 0.5}}
+    with pytest.raises(UserError, match=r"pretrain\.never_had_it: its data ask for 'count_a', which a model of this name must"):
+        planned(pretrain={**body()["pretrain"], "never_had_it": asked})
+    blind = {**body()["pretrain"]["base"], "operand_prior": {"b": 1.0}}
+    with pytest.raises(UserError, match=r"pretrain\.base: its data never ask for 'count_a', which wrapped may lose"):
+        planned(pretrain={**body()["pretrain"], "base": blind})
+
+
+def test_the_pair_of_an_analysis_names_its_models():
+    pair = planned(finetune={"second": SECOND}).pairs[0]
+    named = pair.analyses["behaviour"].spec["pair"]
+    made = keys(planned(finetune={"second": SECOND}))
+    assert (named["base"], named["start"]) == (made["pretrain-base-s0"], made["pretrain-never_had_it-s0"])
+    assert (named["tuned"], named["never_had_it"]) == (made["finetune-second-s0"], made["pretrain-never_had_it-s0"])
+    assert named["arms"] == {}
+    assert pair.analyses["revival"].spec["pair"]["arms"] == {arm: stage.key for arm, stage in pair.arms.items()}
+    assert "start" not in planned().pairs[0].analyses["behaviour"].spec["pair"]  # it starts from its base
 
 
 def test_keys_do_not_depend_on_what_else_there_is():
@@ -197,9 +248,7 @@ def test_a_change_reaches_the_stage_and_its_descendants_alone(path):
         ("finetune.wrapped.correlation.offset", -1),
         ("finetune.wrapped.capability", "count_c"),
         ("finetune.wrapped.from", "never_had_it"),
-        ("finetune.wrapped.against", "never_had_it"),
         ("revive.stop", {"accuracy": 0.9}),
-        ("revive.capability", "count_c"),
         ("analyses", {"revival": {}, "pruning": {"n": 32}}),
         ("seeds", [1]),
     ],

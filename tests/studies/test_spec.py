@@ -54,7 +54,7 @@ def test_a_file_says_what_it_says(file):
     assert (wrapped.start, wrapped.against, wrapped.capability) == ("base", None, "count_b")
     assert wrapped.correlation is not None
     assert (wrapped.correlation.partner, wrapped.correlation.offset, wrapped.correlation.share) == ("count_a", 1, 1.0)
-    assert spec.reference == "base"
+    assert spec.reference("wrapped") == "base"
     assert spec.revived == ("wrapped",)
     assert list(spec.analyses) == ["behaviour", "pruning", "probing", "revival"]
 
@@ -123,6 +123,8 @@ BAD = {
     "evaluation.examples=1": "evaluation.examples is 1: .*greater than or equal to 16",
     "revive.lr=1e-3": r"revive.lr 0.001 is not below finetune.wrapped.lr 0.001: .*lower revive.lr",
     "revive.lr=1": "revive.lr 1.0 is not below",
+    "revive.other_rates=[0.0001]": r"revive.other_rates \[0.0001\] must be positive, different, and not revive.lr",
+    "revive.other_rates=[-1]": "must be positive",
     "revive.stop={accuracy: 0}": "revive.stop.accuracy is 0",
     "revive.pairs=[wraped]": "revive.pairs: no fine-tune 'wraped'; did you mean 'wrapped'",
     "revive.arms=[revive]": "revive.arms.0 is 'revive': .*'revived'",
@@ -250,10 +252,8 @@ def test_a_grid_makes_one_entry_per_combination(file):
     assert last.correlation is not None
     assert (last.lr, last.correlation.share, last.correlation.partner) == (0.01, 1.0, "count_a")
     assert spec.finetune["wrapped,lr=1e-3,share=0"].lr == 1e-3
-    assert (
-        load_study(file, ["pretrain.base.grid={steps: [3]}", "finetune.wrapped.from='base,steps=3'"]).reference
-        == "base,steps=3"
-    )
+    spec = load_study(file, ["pretrain.base.grid={steps: [3]}", "finetune.wrapped.from='base,steps=3'"])
+    assert spec.reference("wrapped") == "base,steps=3"
 
 
 def test_grid_members_equal_entries_written_out(file):

@@ -162,6 +162,17 @@ class TestFormat:
         path.write_text(TINY)
         assert Grammar.load(str(path)).expected_length == Grammar.parse(TINY).expected_length
 
+    def test_a_grammar_of_ones_own_carries_its_text(self, tmp_path):
+        path, spaced = tmp_path / "mine.txt", tmp_path / "spaced.txt"
+        path.write_text(TINY)
+        spaced.write_text("# a comment\n" + TINY.replace("->", "  ->  "))
+        own = Grammar.load(path)
+        assert own.text == Grammar.load(spaced).text
+        again = Grammar.load(own.text)
+        assert (again.terminals, dict(again.rules), again.start) == (own.terminals, dict(own.rules), own.start)
+        assert again.text == own.text
+        assert JAIN.text == ""  # bundled: its name says it
+
     @pytest.mark.parametrize(
         ("text", "message"),
         [

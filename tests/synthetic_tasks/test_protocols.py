@@ -58,7 +58,7 @@ def one_batch(name, n=4000, task=TASK, **changes):
 class OtherTask:
     """A task that is not made of the families of a grammar."""
 
-    vocab_size, context, capabilities = 2, 2, ("other",)
+    vocab_size, context, capabilities, resolved = 2, 2, ("other",), {}
 
     def family(self, capability):
         return capability
@@ -97,6 +97,17 @@ class TestEveryProtocol:
             again = used.batch(step)
             assert (fresh.tokens == again.tokens).all()
             assert (fresh.answer == again.answer).all()
+
+    def test_it_says_what_its_prompts_ask_for(self, name):
+        factory, values = PROTOCOLS[name]
+        protocol = factory(TASK, values, 3000, 0)
+        batch = protocol.batch(0)
+        asked = {
+            name
+            for name in TASK.capabilities
+            if (TASK.capability(name).examples(1, 0).tokens[0, 1:4] == batch.tokens[:, 1:4]).all(1).any()
+        }
+        assert protocol.asks == asked
 
     def test_seeds_and_steps_differ(self, name):
         factory, values = PROTOCOLS[name]

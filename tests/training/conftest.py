@@ -25,6 +25,10 @@ class Random:
     k: int = 1
     asked: list[int] = field(default_factory=list)
 
+    @property
+    def asks(self) -> frozenset[str]:
+        return frozenset()
+
     def batch(self, step: int) -> Examples:
         self.asked.append(step)
         return self.draw(n=self.batch_size, seed=step, everywhere=self.everywhere, k=self.k)
@@ -38,6 +42,7 @@ class Remember:
     steps: list[Any] = field(default_factory=list)
     points: list[tuple[int, bool]] = field(default_factory=list)
     weights: dict[int, Any] = field(default_factory=dict)
+    due_after: int | None = None
     state: Callable[[], Any] | None = None
     modes: list[bool] = field(default_factory=list)
     order: list[tuple[str, int]] = field(default_factory=list)
@@ -45,6 +50,9 @@ class Remember:
     def step(self, step: Any) -> None:
         self.steps.append(step)
         self.order.append(("step", step.step))
+
+    def due(self) -> bool:
+        return bool(self.order) and self.order[-1] == ("step", self.due_after)
 
     def grid(self, step: int, model: Any, state: Callable[[], Any], last: bool) -> bool:
         self.points.append((step, last))

@@ -22,6 +22,8 @@ class Uneven:
     def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size
 
+    asks = frozenset[str]()
+
     def batch(self, step: int) -> Examples:
         n = self.batch_size
         tokens = torch.randint(0, 20, (n, 9), generator=torch.Generator().manual_seed(step))
@@ -40,6 +42,9 @@ class Losses:
     def step(self, step: Any) -> None:
         self.losses.append(step.loss_nats)
         self.norms.append(step.gradient_norm)
+
+    def due(self) -> bool:
+        return False
 
     def grid(self, step: int, model: Any, state: Any, last: bool) -> bool:
         return False

@@ -167,6 +167,15 @@ def test_a_run_of_no_steps_is_its_start(small, protocol, listener):
     assert same(model.state_dict(), small().state_dict())
 
 
+def test_a_point_off_the_grid_comes_when_due_and_changes_nothing(small, protocol, listener):
+    plain, asking = listener(), listener(due_after=3)
+    expected = train(small(), protocol(), SETTINGS, plain, device=CPU, seed=0)
+    model = train(small(), protocol(), SETTINGS, asking, device=CPU, seed=0)
+    assert [p for p in asking.points if p not in plain.points] == [(3, False)]
+    assert same(model.state_dict(), expected.state_dict())
+    assert [s.loss_nats for s in asking.steps] == [s.loss_nats for s in plain.steps]
+
+
 def test_the_stop_rule_ends_the_run_as_done(small, protocol, listener):
     seen, whole, source = listener(stop_at=7), listener(), protocol()
     model = train(small(), source, SETTINGS, seen, device=CPU, seed=0)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from workbench.errors import UserError
-from workbench.training.state import REST, TENSORS, TrainingState, cpu_rng, load_state, remove_state, save_state
+from workbench.training.state import REST, TENSORS, TrainingState, cpu_rng, load_state, save_state
 
 OPTIMIZERS = {
     "adamw": lambda p: torch.optim.AdamW(p, lr=0.1, betas=(0.8, 0.9), fused=True),
@@ -113,11 +113,3 @@ def test_a_damaged_state_is_refused_with_a_sentence(tmp_path, damage):
     damage(tmp_path)
     with pytest.raises(UserError, match=r"holds no readable training state .+; remove it to resume from the one before"):
         load_state(tmp_path)
-
-
-def test_removing_the_state_keeps_the_weights(tmp_path):
-    save_state(TrainingState(1, worked("adamw")[1].state_dict(), cpu_rng()), tmp_path)
-    (tmp_path / "model.safetensors").write_text("weights")
-    remove_state(tmp_path)
-    remove_state(tmp_path)
-    assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]

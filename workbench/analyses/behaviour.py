@@ -20,7 +20,9 @@ from workbench.measures import (
     correct_answers,
     derived,
     draw,
+    floors,
     other_texts,
+    paired_change,
     proportion,
     proportion_row,
     role_of,
@@ -31,7 +33,7 @@ from workbench.models.anatomy import anatomy, blocks
 from workbench.results import Direction, Evidence, Metric, Result
 from workbench.statistics import bootstrap_mean
 from workbench.subjects import Pair
-from workbench.verdict import HAS_IT, ROOM, UNTOUCHED
+from workbench.verdict import ROOM, UNTOUCHED, has_it
 
 NORM, RELATIVE = "Frobenius norm", "share of the base's norm"
 
@@ -42,7 +44,7 @@ class BehaviourSettings(Settings):
     n: int | None = Field(None, ge=16, description="test examples per set; the pair's own number when empty")
 
 
-@analysis(version=1, paper="Jain+23 §4.1")
+@analysis(version=2, passes=12, paper="Jain+23 §4.1")
 def behaviour(pair: Pair, settings: BehaviourSettings) -> Result:
     """Accuracies of the models on what was lost, what was trained and what should have stayed [Jain+23 Fig 5, 6, 60-75].
 
@@ -50,13 +52,18 @@ def behaviour(pair: Pair, settings: BehaviourSettings) -> Result:
     (`share`) 0 and 1; NaN means texts to which the correlation does not apply. Intervals are Wilson's. `table` follows the
     fine-tuning on the evaluation sets of its run; everything else is measured here.
 
-    `weights` holds the Frobenius norm of tuned minus base per group of parameters, and that over the base's norm: an
+    O_PT is held against the base; what was trained, the other families and the weights against the model that fine-tuning
+    started from (`start`), which is the base unless a pair says otherwise.
+
+    `weights` holds the Frobenius norm of tuned minus start per group of parameters, and that over the start's norm: an
     answer that changes while the weights hardly do is another finding than one that changes with them.
 
     Does not show whether a lost ability is hidden or gone: both look the same from outside.
     """
     n = settings.n or pair.n
     models = {"base": pair.base, "tuned": pair.tuned, **({"never_had_it": pair.never_had_it} if pair.never_had_it else {})}
+    if pair.start is not pair.base:
+        models["start"] = pair.start
     endpoints: list[dict[str, Any]] = []
     failures: list[dict[str, Any]] = []
     chance: list[dict[str, Any]] = []
@@ -66,13 +73,13 @@ def behaviour(pair: Pair, settings: BehaviourSettings) -> Result:
         for share in shares(pair, capability):
             examples = draw(pair, capability, share, n)
             at = {"capability": capability, "role": role, "share": share}
-            chance += [{**at, "kind": kind, "value": value} for kind, value in examples.chance.items()]
+            chance += [{**at, "kind": kind, "value": value} for kind, value in floors(pair, examples).items()]
             for name, model in models.items():
                 right = correct[name, capability, share] = correct_answers(model, examples)
                 endpoints.append({"model": name, **at, **proportion_row(right)})
                 if role != "other":
                     failures += [{"model": name, **at, **row} for row in _by_truth(right, truth_of(examples, capability))]
-    weights = pd.DataFrame(_weight_change(pair.base, pair.tuned))
+    weights = pd.DataFrame(_weight_change(pair.start, pair.tuned))
     weights["block"] = weights["block"].astype("Int64")
     tables = {
         "table": _along_training(pair),
@@ -127,23 +134,26 @@ def _headline(
     n = len(correct["base", pt, pt_share])
     seed = pair.seed
     before, after = correct["base", pt, pt_share], correct["tuned", pt, pt_share]
+    start = "start" if pair.start is not pair.base else "base"
     out = [
         proportion("base_pt", before, seed),
         proportion("tuned_pt", after, seed),
-        derived("change_pt", float(after.mean() - before.mean()), bootstrap_mean(after - before, DRAWS, seed), n, "accuracy"),
-        proportion("base_ft", correct["base", ft, ft_share], seed),
+        paired_change("change_pt", after, before, seed),
+        proportion("start_ft", correct[start, ft, ft_share], seed),
         proportion("tuned_ft", correct["tuned", ft, ft_share], seed),
     ]
     if ("tuned", ft, 1.0) in correct:
         out.append(proportion("tuned_ft_correlated", correct["tuned", ft, 1.0], other_texts(seed, "correlated")))
+    if start == "start":
+        out.append(proportion("start_pt", correct[start, pt, pt_share], seed))
     if ("never_had_it", pt, pt_share) in correct:
         out.append(proportion("never_pt", correct["never_had_it", pt, pt_share], seed))
     for name, capability, share in (("chance_pt", pt, pt_share), ("chance_ft", ft, ft_share)):
         at_share = chance["share"].isna() if math.isnan(share) else chance["share"] == share
-        floors = chance.loc[(chance["capability"] == capability) & at_share, "value"]
-        out.append(certain(name, float(floors.max()) if len(floors) else 0.0, n, "accuracy"))
+        known = chance.loc[(chance["capability"] == capability) & at_share, "value"]
+        out.append(certain(name, float(known.max()) if len(known) else 0.0, n, "accuracy"))
     if pair.others:
-        changes = [correct["tuned", c, shares(pair, c)[0]] - correct["base", c, shares(pair, c)[0]] for c in pair.others]
+        changes = [correct["tuned", c, shares(pair, c)[0]] - correct[start, c, shares(pair, c)[0]] for c in pair.others]
         drawn = [bootstrap_mean(d, DRAWS, other_texts(seed, c)) for c, d in zip(pair.others, changes, strict=True)]
         value = float(np.mean([d.mean() for d in changes]))
         out.append(derived("collateral", value, np.mean(drawn, axis=0), n * len(changes), "accuracy"))
@@ -192,11 +202,6 @@ def _weight_change(base: nn.Module, tuned: nn.Module) -> list[dict[str, Any]]:
     return rows
 
 
-def has_it(chance: float) -> float:
-    """The accuracy from which a model has an ability: `HAS_IT` of the way from chance to a perfect score."""
-    return chance + HAS_IT * (1 - chance)
-
-
 def evidence(result: Result) -> tuple[Evidence, ...]:
     """Lines of the verdict: the ability lost or kept, the trained one learned or only its shortcut, the others."""
     found = {m.metric: m for m in result.headline}
@@ -207,27 +212,34 @@ def evidence(result: Result) -> tuple[Evidence, ...]:
         return Evidence("behaviour", metric, m.value, m.low, m.high, m.n, direction, text, capability, m.bound)
 
     base, tuned, change, chance = found["base_pt"], found["tuned_pt"], found["change_pt"], found["chance_pt"].value
-    story = f"{pt}: {base.value:.2f} before fine-tuning, {tuned.value:.2f} after (no ability: up to {chance:.2f})"
+    begun = found.get("start_pt")
+    path = f"{base.value:.2f} before fine-tuning" if begun is None else f"{base.value:.2f} in the base it is held against"
+    path += "" if begun is None else f", {begun.value:.2f} where fine-tuning started"
+    story = f"{pt}: {path}, {tuned.value:.2f} after (without the ability up to {chance:.2f})"
     if base.value - chance < ROOM:
         lost = line("change_pt", "uninformative", pt, f"{story}; the base hardly has it, so there is nothing to lose.")
     elif max(abs(change.low), abs(change.high)) <= UNTOUCHED:
         lost = line("change_pt", "untouched", pt, f"{story}; unchanged within {UNTOUCHED}.")
+    elif change.high < -UNTOUCHED and begun is not None and begun.high < has_it(chance):
+        lost = line("change_pt", "neutral", pt, f"{story}; it was not there when fine-tuning started.")
     elif change.high < -UNTOUCHED:
         lost = line("change_pt", "neutral", pt, f"{story}; lost in behaviour, which does not tell hidden from gone.")
+    elif change.low > UNTOUCHED:
+        lost = line("change_pt", "neutral", pt, f"{story}; it became better.")
     else:
         lost = line("change_pt", "neutral", pt, f"{story}; no clear loss: the interval crosses {UNTOUCHED}.")
 
-    before, after, floor = found["base_ft"], found["tuned_ft"], found["chance_ft"].value
+    before, after, floor = found["start_ft"], found["tuned_ft"], found["chance_ft"].value
     shortcut = found.get("tuned_ft_correlated")
     level = has_it(floor)
-    told = f"{ft}: {before.value:.2f} before, {after.value:.2f} after where the shortcut fails (no ability: up to {floor:.2f})"
+    told = f"{ft}: {before.value:.2f} before, {after.value:.2f} after where the shortcut fails (without the ability up to {floor:.2f})"
     if 1 - floor < ROOM:
         trained = line("tuned_ft", "uninformative", ft, f"{told}; a model without the ability scores almost as well.")
     elif before.low >= level:
-        trained = line("tuned_ft", "neutral", ft, f"{told}; the base had it already.")
+        trained = line("tuned_ft", "neutral", ft, f"{told}; it was there already.")
     elif after.low >= level and before.high < level:
         trained = line("tuned_ft", "learned", ft, f"{told}; learned.")
-    elif shortcut is not None and shortcut.low >= HAS_IT and after.high < level:
+    elif shortcut is not None and shortcut.low >= level and after.high < level:
         if after.high <= floor:
             how = "learned only through the shortcut"
         else:

@@ -54,7 +54,7 @@ class Cell:
     """`true` or `shuffled`."""
 
 
-@analysis(version=1, paper="Jain+23 §D")
+@analysis(version=1, passes=45, paper="Jain+23 §D")
 def probing(pair: Pair, settings: ProbingSettings) -> Result:
     """Accuracy of linear probes for O_PT and O_FT in every residual stream, with their controls [Jain+23 §D; Fig 8, 22-25, 90].
 

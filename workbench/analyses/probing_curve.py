@@ -107,7 +107,7 @@ class Material:
         return Learned(right, bits, gradient)
 
 
-@analysis(version=1, paper="Voita & Titov 2020")
+@analysis(version=1, passes=180, paper="Voita & Titov 2020")
 def probing_curve(pair: Pair, settings: ProbingCurveSettings) -> Result:
     """Probe accuracy over the number of training examples, and the online codelength of the labels, for every model.
 

@@ -47,7 +47,7 @@ class ProbingMapSettings(Settings):
     iterations: int = Field(30, ge=1, description="largest number of L-BFGS iterations")
 
 
-@analysis(version=1, paper="Jain+23 §D")
+@analysis(version=1, passes=100, paper="Jain+23 §D")
 def probing_map(pair: Pair, settings: ProbingMapSettings) -> Result:
     """Accuracy of linear probes per residual point and position of the prompt, for base, tuned and untrained model.
 

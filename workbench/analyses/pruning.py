@@ -65,7 +65,7 @@ class PruningSettings(Settings):
     )
 
 
-@analysis(version=1, paper="Jain+23 §D")
+@analysis(version=1, passes=35, paper="Jain+23 §D")
 def pruning(pair: Pair, settings: PruningSettings) -> Result:
     """Accuracy of the tuned model with its K most harmful hidden neurons removed [Jain+23 §D, Alg. 3; Fig 7, 79-89].
 

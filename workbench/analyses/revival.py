@@ -11,11 +11,14 @@ import pandas as pd
 from workbench.analysis import Settings, analysis
 from workbench.errors import UserError
 from workbench.measures import DRAWS, derived, proportion, proportion_row
-from workbench.results import Direction, Evidence, Metric, Result
+from workbench.replicates import combine_bounds
+from workbench.results import Bound, Direction, Evidence, Metric, Result
 from workbench.statistics import Crossing, bootstrap_crossings, ratio, ratio_draws, steps_to
 from workbench.subjects import Pair, Trajectory
-from workbench.verdict import ERASED, MASKED, REVIVED_AT, ROOM
+from workbench.verdict import REVIVED_AT, ROOM, judge_revival
 
+TAIL = 0.025
+"""Share of draws beyond either end of a 95 % interval."""
 REVIVED, NEVER, IRRELEVANT = "revived", "never_had_it", "irrelevant"
 
 
@@ -48,7 +51,7 @@ class Arm:
         return float(self.steps[self.steps > 0].min(initial=math.inf)) if (self.steps > 0).any() else 1.0
 
 
-@analysis(version=1, paper="Jain+23 §5, §E.4", needs=("arms",))
+@analysis(version=2, passes=1, paper="Jain+23 §5, §E.4", needs=("arms",))
 def revival(pair: Pair, settings: RevivalSettings) -> Result:
     """Training steps and examples until O_PT is back at 95 %, for each arm [Jain+23 Fig 9, 26-29, 76-78, Tab 4].
 
@@ -58,12 +61,16 @@ def revival(pair: Pair, settings: RevivalSettings) -> Result:
 
     Estimand: steps until the accuracy reaches 95 % and the next point of the grid confirms it, interpolated between the
     grid's points on the scale log(1 + step). An arm that never arrives is censored: its number is a lower bound, and
-    nothing is extrapolated. An arm that was stopped at its ceiling simply ends. Examples = steps * batch size.
-    `ratio` = examples of `revived` / examples of `never_had_it` (that of the steps at equal batch sizes), `upper` where only
-    the control never arrived; seeds are averaged on the log scale. Draws resample the same examples in all arms, so the
-    interval of one seed covers the test set, not the run.
+    nothing is extrapolated. So is one that arrives at the last step of its budget alone, where nothing confirms it. An arm
+    that was stopped at its ceiling simply ends. Examples = steps * batch size.
 
-    Does not show what happens at another rate: a high enough one teaches anew instead of reviving.
+    `ratio` = examples of `revived` / examples of `never_had_it` (that of the steps at equal batch sizes), `upper` where only
+    the control never arrived, in fact or in more than 2.5 % of the draws; seeds are averaged on the log scale. Draws resample
+    the same examples in all arms, so the interval of one seed covers the test set, not the run.
+
+    Arms at other rates are called `ARM@RATE`, and their ratio `ratio@RATE`; the verdict rests on the main rate alone.
+
+    Does not show what happens at a rate that was not run: a high enough one teaches anew instead of reviving.
     """
     del settings
     arms = {name: _arm(name, pair.capability, trajectory) for name, trajectory in pair.arms.items()}
@@ -113,8 +120,9 @@ def _arm(name: str, capability: str, trajectory: Trajectory) -> Arm:
 
 def _steps_metric(arm: Arm, seed: int) -> Metric:
     found = arm.crossing
-    draws, _ = arm.crossings(seed)
-    return replace(derived(f"steps_{arm.name}", found.value, draws, arm.correct.shape[1], "steps"), bound=found.bound)
+    draws, late = arm.crossings(seed)
+    bound: Bound = "lower" if late.mean() > TAIL else found.bound
+    return replace(derived(f"steps_{arm.name}", found.value, draws, arm.correct.shape[1], "steps"), bound=bound)
 
 
 def _comparison(arms: dict[str, Arm], steps: dict[str, Metric], seed: int) -> list[Metric]:
@@ -122,7 +130,7 @@ def _comparison(arms: dict[str, Arm], steps: dict[str, Metric], seed: int) -> li
         return []
     arm, taken = arms[REVIVED], steps[REVIVED]
     size = arm.batch_size
-    out = [
+    out: list[Metric] = [
         replace(
             taken,
             metric="examples_revived",
@@ -133,15 +141,27 @@ def _comparison(arms: dict[str, Arm], steps: dict[str, Metric], seed: int) -> li
             draws=tuple(round(d * size, 6) for d in taken.draws),
         )
     ]
-    if NEVER in arms:
-        never = arms[NEVER]
-        floor = size * arm.resolved
-        value, bound = ratio(_scaled(arm.crossing, size), _scaled(never.crossing, never.batch_size), floor)
-        (a, a_late), (b, b_late) = arm.crossings(seed), never.crossings(seed)
-        draws, _ = ratio_draws((a * size, a_late), (b * never.batch_size, b_late), floor)
-        metric = derived("ratio", value, draws, arm.correct.shape[1], "ratio")
-        out.append(replace(metric, bound=bound, pool="geometric"))
+    for at in dict.fromkeys(name.removeprefix(REVIVED) for name in arms if name.partition("@")[0] == REVIVED):
+        if NEVER + at in arms:
+            out.append(_ratio(f"ratio{at}", arms[REVIVED + at], arms[NEVER + at], seed))
     return out
+
+
+def _ratio(name: str, arm: Arm, never: Arm, seed: int) -> Metric:
+    """Examples that `arm` takes for every one that the model which never had the ability takes."""
+    size = arm.batch_size
+    floor = size * arm.resolved
+    value, bound = ratio(_scaled(arm.crossing, size), _scaled(never.crossing, never.batch_size), floor)
+    (a, a_late), (b, b_late) = arm.crossings(seed), never.crossings(seed)
+    draws, bounds = ratio_draws((a * size, a_late), (b * never.batch_size, b_late), floor)
+    metric = derived(name, value, draws, arm.correct.shape[1], "ratio")
+    return replace(metric, bound=combine_bounds([bound, *_common(bounds)]), pool="geometric")
+
+
+def _common(bounds: np.ndarray) -> list[Bound]:
+    """Bounds that so many draws are that the interval does not end where its percentiles say."""
+    kinds: tuple[Bound, ...] = ("lower", "upper", "undefined")
+    return [kind for kind in kinds if float((bounds == kind).mean()) > TAIL]
 
 
 def _scaled(crossing: Crossing, factor: float) -> Crossing:
@@ -149,49 +169,38 @@ def _scaled(crossing: Crossing, factor: float) -> Crossing:
 
 
 def evidence(result: Result) -> tuple[Evidence, ...]:
-    """The line that decides: the ratio to the model that never had it, and whether irrelevant training does it as well."""
+    """The line that decides, as the verdict reads it, and whether irrelevant training brings the ability back too."""
     found = {m.metric: m for m in result.headline}
     name = result.provenance.get("capability", "O_PT")
+    judged = judge_revival(result)
+    shown = judged.metric or next(iter(found.values()), Metric("ratio", math.nan, math.nan, math.nan, 0, "ratio", "undefined"))
 
     def line(metric: Metric, direction: Direction, text: str) -> Evidence:
         return Evidence(
             "revival", metric.metric, metric.value, metric.low, metric.high, metric.n, direction, text, name, metric.bound
         )
 
-    lines = [line(*_ratio_line(found, name))]
+    steps = [_taken(found[f"steps_{arm}"], words) for arm, words in _SAID.items() if f"steps_{arm}" in found]
+    told = f"Steps to {REVIVED_AT:.0%} on {name}: {', '.join(steps) or 'not measured'}; {judged.how}"
+    ends: dict[str, str] = {"masked": "; the ability was only covered", "erased": "; it is learned anew"}
+    direction: Direction = judged.verdict if judged.verdict in ("masked", "erased") else "neutral"
+    lines = [line(shown, direction if judged.informative else "uninformative", f"{told}{ends.get(judged.verdict, '')}.")]
     other = found.get(f"steps_{IRRELEVANT}")
     if other is not None and other.bound == "exact" and found[f"start_{IRRELEVANT}"].value <= REVIVED_AT - ROOM:
-        text = f"Training on another family brings {name} back too, in {other.value:.0f} steps: any training may revive it."
-        lines.append(line(other, "neutral", text))
+        text = (
+            f"Training on other families, which never shows {name}, brings it back too, in {other.value:.0f} steps: "
+            "it cannot have been taught by them."
+        )
+        lines.append(line(other, "masked", text))
     return tuple(lines)
 
 
-def _ratio_line(found: dict[str, Metric], name: str) -> tuple[Metric, Direction, str]:
-    missing = [arm for arm in (REVIVED, NEVER) if f"steps_{arm}" not in found]
-    if missing:
-        there = next((m for m in found.values()), Metric("ratio", math.nan, math.nan, math.nan, 0, "ratio", "undefined"))
-        return there, "uninformative", f"Without the arm {missing[0]!r} nothing says how cheap the revival of {name} is."
-    compared, start, start_never = found["ratio"], found[f"start_{REVIVED}"], found[f"start_{NEVER}"]
-    if start.value > REVIVED_AT - ROOM:
-        text = f"The tuned model starts at {start.value:.2f} on {name}: there is next to nothing to revive."
-        return start, "uninformative", text
-    if start_never.value > REVIVED_AT - ROOM:
-        text = f"The model that never had {name} starts at {start_never.value:.2f}: it is no control."
-        return start_never, "uninformative", text
-    steps, never = found[f"steps_{REVIVED}"], found[f"steps_{NEVER}"]
-    if not math.isfinite(compared.value) or compared.bound == "undefined":
-        text = f"Neither the tuned model nor the one that never had {name} reaches {REVIVED_AT:.0%} in every seed: no ratio."
-        return compared, "uninformative", text
-    most = {"upper": "at most ", "lower": "at least "}.get(compared.bound, "")
-    needed, control = (("more than " if m.bound == "lower" else "") + f"{m.value:.0f}" for m in (steps, never))
-    told = (
-        f"{needed} steps to {REVIVED_AT:.0%} on {name}, {control} in a model that never had it: "
-        f"{most}{compared.value:.2f} of the cost"
-    )
-    if compared.high <= MASKED and compared.bound != "lower":
-        return compared, "masked", f"{told}; the ability was only covered."
-    if compared.low >= ERASED and compared.bound != "upper":
-        return compared, "erased", f"{told}; it is learned anew."
-    if compared.low > MASKED and compared.high < ERASED and compared.bound == "exact":
-        return compared, "neutral", f"{told}; between covered and gone."
-    return compared, "neutral", f"{told}; the interval crosses a threshold."
+_SAID = {
+    "revived": "{} for the tuned model",
+    "never_had_it": "{} for one that never had it",
+    "scratch": "{} from random weights",
+}
+
+
+def _taken(steps: Metric, words: str) -> str:
+    return words.format(f"{'more than ' if steps.bound == 'lower' else ''}{steps.value:.0f}")

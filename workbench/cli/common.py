@@ -71,15 +71,18 @@ def parse_seeds(text: str | None) -> list[int] | None:
     return seeds
 
 
-def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> None:
-    """A table on standard output, as wide as the terminal; numbers to the right."""
+def print_table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = (), whole: Sequence[str] = ()
+) -> None:
+    """A table on standard output, as wide as the terminal; numbers to the right; the columns `whole` are never broken."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table(title=title, title_justify="left", header_style="bold", show_edge=False, pad_edge=False)
     for column in columns:
-        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+        justify = "right" if column in right else "left"
+        table.add_column(column, justify=justify, overflow="fold", no_wrap=column in whole)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))  # Text, so that names with brackets are not markup
     console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)

@@ -47,7 +47,9 @@ def list_(
         say(f"no runs in {opened.root}; make some with: workbench study run quickstart")
         return
     shown = [(r["name"], r["kind"], str(r["state"]), _steps(r), human_seconds(r["seconds"] or 0), r["reason"]) for r in rows]
-    print_table(f"{len(rows)} runs in {opened.root}", ("run", "kind", "state", "steps", "took", "reason"), shown)
+    print_table(
+        f"{len(rows)} runs in {opened.root}", ("run", "kind", "state", "steps", "took", "reason"), shown, whole=("run",)
+    )
 
 
 def _steps(row: dict[str, Any]) -> str:

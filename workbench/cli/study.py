@@ -61,7 +61,16 @@ def run(
     from workbench.runs import Store
 
     study = _load(name, overrides, seeds, store)
+    if changed := study.replaces():
+        say(
+            f"note: the store has a study {study.name!r} that differs in {changed}; its runs stay, and from now on "
+            f"`workbench study show {study.name}` means this one (give it another name in `study:` to keep both)"
+        )
     _print_cost(study, workers)
+    if device != "auto":  # refused here rather than by the first worker
+        from workbench.models.checkpoints import pick_device
+
+        pick_device(device)
     study.run(workers, device=device)
     _print_verdicts(study)
     if report:

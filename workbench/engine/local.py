@@ -50,6 +50,10 @@ class Reporter(Protocol):
         """A stage is done, or failed for a reason."""
         ...
 
+    def stopping(self) -> None:
+        """Workers were asked to save and stop, which takes a moment."""
+        ...
+
     def close(self) -> None:
         """Nothing more will come."""
         ...
@@ -175,6 +179,7 @@ def _pooled(schedule: _Schedule, store: Store, study: str, device: str, reporter
                 reporter.ended(stage, reason)
             reporter.tick([stage for stage, _ in running.values()])
     except BaseException:
+        reporter.stopping()
         _interrupt(pools, running)
         raise
     finally:

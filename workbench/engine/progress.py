@@ -29,6 +29,9 @@ class Silent:
     def ended(self, stage: Stage, reason: str | None) -> None:
         """Nothing."""
 
+    def stopping(self) -> None:
+        """Nothing."""
+
     def close(self) -> None:
         """Nothing."""
 
@@ -90,6 +93,10 @@ class Terminal:
         seconds = time.monotonic() - self.begun
         mark = "[green]done[/]  " if reason is None else "[red]failed[/]"
         self.bars.console.print(f"{mark} {stage.name} [dim]({self.finished}/{self.count}, {seconds:.0f} s)[/]", highlight=False)
+
+    def stopping(self) -> None:
+        """Say at once that the key was heard."""
+        self.bars.console.print("stopping: running stages save where they are ...", highlight=False)
 
     def close(self) -> None:
         """Take the bars away."""

@@ -10,8 +10,8 @@ from plotly.subplots import make_subplots
 
 from workbench.figures import words
 from workbench.figures.marks import accuracy_axis, curve, levels, place, step_axis
-from workbench.figures.tables import distinct_shares, first, groups, keep, largest, select, values
-from workbench.figures.theme import STYLES, finish, style
+from workbench.figures.tables import distinct, distinct_shares, first, groups, keep, largest, select, values
+from workbench.figures.theme import OTHERS, STYLES, finish, style
 from workbench.results import Result
 
 
@@ -41,14 +41,17 @@ def figure(result: Result) -> go.Figure:
             axis |= {"tickvals": [0, float(place([1])[0])], "ticktext": ["before", "after"], "title": {"text": "fine-tuning"}}
         fig.update_xaxes(axis, row=1, col=column)
         fig.update_yaxes(accuracy_axis() if column == 1 else accuracy_axis(""), row=1, col=column)
-    n = int(largest(ends, "n") / max(1, len(words.seeds(result))))
+    seeds = max(1, len(words.seeds(result)))
+    n, along = int(largest(ends, "n") / seeds), int(largest(table, "n") / seeds)
     title = f"Fine-tuning on {ft}: what becomes of {pt}" if pt != ft else f"What fine-tuning does to {pt}"
-    return finish(fig, title, words.sample(result, n))
+    fewer = f" at both ends, {along:,} along the way" if along not in (0, n) else ""
+    return finish(fig, title, words.sample(result, n).replace(" texts", f" texts{fewer}", 1))
 
 
 def _two_steps(ends: pd.DataFrame) -> pd.DataFrame:
-    """Without evaluations along the way there are two points: the base model and the tuned one."""
-    rows = keep(ends, ends["model"].isin(["base", "tuned"]))
+    """Without evaluations along the way there are two points: where fine-tuning started (the base, mostly) and its end."""
+    first_model = "start" if "start" in distinct(ends, "model") else "base"
+    rows = keep(ends, ends["model"].isin([first_model, "tuned"]))
     return rows.assign(step=(rows["model"] == "tuned").astype(int))
 
 
@@ -62,20 +65,22 @@ def _floors(result: Result, share: float) -> list[tuple[float, str]]:
         rows = select(chance, role=role, share=share)
         if len(rows):
             best = largest(rows, "value")
-            out.append((best, f"no ability: {best:.2f}"))
+            out.append((best, f"best guess: {best:.2f}"))
     return out
 
 
 def _others(
     fig: go.Figure, ends: pd.DataFrame, share: float, with_plain: bool, last: float, column: int, shown: set[str]
 ) -> None:
-    """Abilities that fine-tuning should have left alone, from the base model (left end) to the tuned one (right end)."""
-    how, name = STYLES["other"], "other abilities, before and after"
+    """Abilities that fine-tuning should have left alone, from where it started (left end) to the tuned model (right end)."""
+    how = STYLES["other"]
     others = select(ends, role="other")
     here = select(others, share=share)
     if with_plain and math.isfinite(share):
         here = pd.concat([here, select(others, share=math.nan)])
+    known = distinct(others, "capability")
     for (capability, _), rows in groups(here, "capability", "share"):
+        name = f"{words.capability(str(capability))} (other ability), before and after"
         pair = _two_steps(rows).sort_values("step")
         if len(pair) != 2:
             continue
@@ -90,7 +95,7 @@ def _others(
                 showlegend=name not in shown,
                 opacity=0.8,
                 line={"color": how.color, "dash": how.dash, "width": 1.2},
-                marker={"symbol": how.marker, "size": 7, "color": how.color},
+                marker={"symbol": OTHERS[known.index(capability) % len(OTHERS)], "size": 7, "color": how.color},
                 error_y={
                     "array": values(pair, "high") - values(pair, "value"),
                     "arrayminus": values(pair, "value") - values(pair, "low"),
@@ -138,5 +143,5 @@ def alt(result: Result) -> str:
     found = {m.metric: words.interval(m) for m in result.headline}
     text = f"Accuracy on {pt} goes from {found['base_pt']} in the base to {found['tuned_pt']} after fine-tuning"
     if ft != pt:
-        text += f"; on {ft}, where the shortcut fails, from {found['base_ft']} to {found['tuned_ft']}"
+        text += f"; on {ft}, where the shortcut fails, from {found['start_ft']} to {found['tuned_ft']}"
     return f"{text} (without the ability up to {found['chance_pt']})."

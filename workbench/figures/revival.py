@@ -26,16 +26,28 @@ def figure(result: Result) -> go.Figure:
     fig = go.Figure()
     level(fig, REVIVED_AT, f"{GOAL}: counts as revived", left=True)
     there = distinct(table, "arm")
-    arms = [*(arm for arm in there if arm not in ORDER), *(arm for arm in ORDER if arm in there)]
+    arms = sorted(there, key=lambda arm: (_place(arm), "@" not in arm))
     last = largest(table, "step", 1.0)
     for arm in arms:
-        curve(fig, select(table, arm=arm), "step", arm, f"{words.ARMS.get(arm, arm)}: {_arrival(steps, arm)}")
+        curve(fig, select(table, arm=arm), "step", _look(arm), f"{words.arm(arm)}: {_arrival(steps, arm)}")
+        if "@" in arm:  # another rate: thinner, open markers
+            fig.data[-1].update(line={"width": 1.3}, marker={"symbol": f"{style(_look(arm)).marker}-open"})
     for arm in arms:  # over all curves: the arrivals are what the figure is read for
         _mark(fig, steps, arm, table)
     fig.update_xaxes(step_axis(last, "reverse fine-tuning step", most=10))
     fig.update_yaxes(accuracy_axis())
     n = int(largest(table, "n") / max(1, len(words.seeds(result))))
     return finish(fig, f"How cheaply does {pt} come back?", _subtitle(result, n), top=96)
+
+
+def _look(arm: str) -> str:
+    """The style of an arm at whatever rate."""
+    return arm.partition("@")[0]
+
+
+def _place(arm: str) -> int:
+    """Rank of an arm, controls first; -1 for arms that are not known here."""
+    return ORDER.index(_look(arm)) if _look(arm) in ORDER else -1
 
 
 def _subtitle(result: Result, n: int) -> str:
@@ -72,7 +84,7 @@ def _mark(fig: go.Figure, steps: pd.DataFrame, arm: str, table: pd.DataFrame) ->
     rows = select(steps, arm=arm)
     if rows.empty or not math.isfinite(float(first(rows, "value"))):
         return
-    how, row = style(arm), rows.iloc[0]
+    how, row = style(_look(arm)), rows.iloc[0]
     late = row["bound"] == "lower"
     end = select(table, arm=arm).sort_values("step").iloc[-1]
     at = float(place([end["step"] if late else row["value"]])[0])
@@ -82,8 +94,8 @@ def _mark(fig: go.Figure, steps: pd.DataFrame, arm: str, table: pd.DataFrame) ->
             x=[at],
             y=[float(end["value"]) if late else REVIVED_AT],
             mode="markers",
-            name=words.ARMS.get(arm, arm),
-            legendgroup=f"{words.ARMS.get(arm, arm)}: {_arrival(steps, arm)}",
+            name=words.arm(arm),
+            legendgroup=f"{words.arm(arm)}: {_arrival(steps, arm)}",
             showlegend=False,
             marker={
                 "symbol": "arrow-right" if late else how.marker,
@@ -98,7 +110,7 @@ def _mark(fig: go.Figure, steps: pd.DataFrame, arm: str, table: pd.DataFrame) ->
                 "thickness": 2,
                 "width": 6,
             },
-            hovertemplate=f"<b>{words.ARMS.get(arm, arm)}</b><br>{_arrival(steps, arm)} to {GOAL}<extra></extra>",
+            hovertemplate=f"<b>{words.arm(arm)}</b><br>{_arrival(steps, arm)} to {GOAL}<extra></extra>",
         )
     )
 
@@ -107,6 +119,6 @@ def alt(result: Result) -> str:
     """Steps to 95 % of every arm."""
     steps, table = _steps(result), result.table
     pt, _ = words.subject(result)
-    arms = [arm for arm in reversed(ORDER) if arm in distinct(table, "arm")]
-    said = "; ".join(f"{words.ARMS[arm]} {_arrival(steps, arm)}" for arm in arms)
+    arms = sorted(distinct(table, "arm"), key=lambda arm: (-_place(arm), "@" in arm))
+    said = "; ".join(f"{words.arm(arm)} {_arrival(steps, arm)}" for arm in arms)
     return f"Reverse fine-tuning until {GOAL} on {pt}: {said}."

@@ -52,6 +52,8 @@ STYLES: Mapping[str, Style] = {
     "shuffled": Style(GREY, "dashdot", "triangle-down", control=True),
     "random": Style(GREY, "dot", "circle-open", control=True),
 }
+OTHERS = ("triangle-up", "star", "hexagon", "pentagon")
+"""Markers that tell abilities apart that fine-tuning should have left alone; they share a colour."""
 STATES: Mapping[str, str] = {
     "done": GREEN,
     "running": SKY,

@@ -20,6 +20,14 @@ ARMS: Mapping[str, str] = {
     "scratch": "from scratch",
     "irrelevant": "irrelevant data",
 }
+
+
+def arm(name: str) -> str:
+    """An arm of a revival: `revived (the fine-tuned model), rate 1e-05` for `revived@1e-05`."""
+    which, _, rate = name.partition("@")
+    return ARMS.get(which, which.replace("_", " ")) + (f", rate {rate}" if rate else "")
+
+
 ROLES: Mapping[str, str] = {"pt": "pretraining ability", "ft": "fine-tuned ability", "other": "other ability"}
 VERDICTS: Mapping[Class, str] = {
     "untouched": "fine-tuning left it as it was",

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import yaml
 
@@ -95,6 +95,21 @@ class Study:
         run_stages(self.plan.stages, self.store, self.name, reporter=reporter, workers=workers, device=device, inline=inline)
         return self
 
+    def replaces(self) -> str | None:
+        """What differs in the study of this name that the store holds, seeds aside: `finetune.wrapped.steps`; None if nothing.
+
+        Its runs stay in the store either way, but `open` finds the study as it was last run.
+        """
+        if self.name not in self.store.studies():
+            return None
+        try:
+            before = Study.open(self.store, self.name).spec
+        except UserError:
+            return None
+        here = self.spec.model_copy(update={"task": dict(self.plan.task), "seeds": ()})
+        changed = _differences(before.model_copy(update={"seeds": ()}).model_dump(), here.model_dump())
+        return ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "") if changed else None
+
     def save(self) -> None:
         """Write the resolved study into its folder, where the app and `open` find it.
 
@@ -103,19 +118,19 @@ class Study:
         Raises:
             UserError: the store cannot be written.
         """
-        spec = self.spec
-        if self.name in self.store.studies():
+        spec = self.spec.model_copy(update={"task": dict(self.plan.task)})  # a grammar file may not be there when it is opened
+        if self.name in self.store.studies() and self.replaces() is None:
             with suppress(UserError):  # a damaged file is written anew
                 before = Study.open(self.store, self.name).spec
-                if before.model_copy(update={"seeds": spec.seeds}) == spec:
-                    spec = spec.model_copy(update={"seeds": tuple(dict.fromkeys((*before.seeds, *spec.seeds)))})
+                spec = spec.model_copy(update={"seeds": tuple(dict.fromkeys((*before.seeds, *spec.seeds)))})
         folder = self.store.root / self.name
         try:
             with explain_full_disk(folder):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{folder} cannot be made ({error.strerror}); give another --store or WORKBENCH_HOME.") from error
-        body = spec.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+        # With its defaults, so that it stays the same study when a later version has others.
+        body = spec.model_dump(mode="json", by_alias=True)
         atomic_text(folder / STUDY_FILE, yaml.safe_dump(body, sort_keys=False))
 
     def runs(self) -> list[tuple[Stage, Run | None]]:
@@ -125,6 +140,11 @@ class Study:
     def progress(self) -> tuple[int, int]:
         """`(stages done, stages)`."""
         return sum(run is not None and run.done for _, run in self.runs()), len(self.plan.stages)
+
+    def __repr__(self) -> str:
+        """The study in a line."""
+        done, total = self.progress()
+        return f"Study({self.name!r}, {done} of {total} stages done, pairs {', '.join(self.pair_names)}, in {self.store.root})"
 
     @property
     def pair_names(self) -> tuple[str, ...]:
@@ -145,20 +165,11 @@ class Study:
         wanted = self.spec.seeds[0] if seed is None else seed
         for planned in self._plans(name):
             if planned.seed == wanted:
-                for stage in (planned.base, planned.tuned, planned.never):
-                    if stage is not None and not is_done(self.store, stage):
+                for stage in planned.models:
+                    if not is_done(self.store, stage):
                         raise UserError(f"{stage.name} of pair {name!r} is not done; run the study first.")
-                body = {
-                    "base": planned.base.key,
-                    "tuned": planned.tuned.key,
-                    "never_had_it": planned.never.key if planned.never else None,
-                    "task": self.spec.task,
-                    "capability": planned.capability,
-                    "tuned_on": planned.tuned_on,
-                    "correlation": planned.correlation.__dict__ if planned.correlation else None,
-                    "examples": self.spec.evaluation.final_examples,
-                    "arms": {arm: stage.key for arm, stage in planned.arms.items() if is_done(self.store, stage)},
-                }
+                done = [arm for arm, stage in planned.arms.items() if is_done(self.store, stage)]
+                body = planned.body(self.plan.task, self.spec.evaluation.final_examples, done)
                 return open_pair(body, self.store, name, wanted, device)
         raise UserError(f"pair {name!r} has no seed {wanted}; the study has seeds {list(self.spec.seeds)}.")
 
@@ -198,9 +209,13 @@ class Study:
         return pool([run.result() for run in runs]), [run.path for run in runs]
 
     def results(self, pair: str) -> dict[str, Result]:
-        """All pooled results of a pair that are there."""
-        found = {name: self.result(pair, name) for name in self.spec.analyses}
-        return {name: result for name, result in found.items() if result is not None}
+        """All pooled results of a pair that are there; one that cannot be read hides no other (`runs verify` names it)."""
+        found: dict[str, Result] = {}
+        for name in self.spec.analyses:
+            with suppress(UserError):
+                if (result := self.result(pair, name)) is not None:
+                    found[name] = result
+        return found
 
     def verdicts(self) -> list[Verdict]:
         """One verdict per pair and capability."""
@@ -217,6 +232,15 @@ class Study:
                 judged = judge_trained(results, planned.tuned_on)
                 out.append(Verdict(name, name, planned.tuned_on, seeds, *judged, trained))
         return out
+
+
+def _differences(before: Any, after: Any, where: str = "") -> list[str]:
+    """Dotted places where two pieces of plain data differ."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        a, b = cast(dict[str, Any], before), cast(dict[str, Any], after)
+        names = dict.fromkeys((*a, *b))
+        return [d for n in names for d in _differences(a.get(n), b.get(n), f"{where}.{n}" if where else str(n))]
+    return [] if before == after else [where]
 
 
 def pool(results: Sequence[Result]) -> Result:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -21,6 +21,8 @@ TRAINING_VERSION = 1
 FLOPS_PER_SECOND = 3.0e10
 """What one busy CPU core does on models of this size; the plan's estimate rests on it."""
 START_UP_SECONDS = 6.0
+STAGE_SECONDS = 0.7
+"""What a stage takes besides its work: reading its parents, hashing, writing."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +58,33 @@ class PairPlan:
     """O_FT: the ability that was trained."""
     correlation: Correlation | None
     base: Stage
+    start: Stage
+    """What fine-tuning started from; the base, as a rule."""
     tuned: Stage
     never: Stage | None
     arms: Mapping[str, Stage]
-    analyses: Mapping[str, Stage]
+    analyses: Mapping[str, Stage] = field(default_factory=dict[str, Stage])
+
+    @property
+    def models(self) -> tuple[Stage, ...]:
+        """The trainings that an analysis needs, arms aside."""
+        made = (self.base, self.start, self.tuned, *([self.never] if self.never else []))
+        return tuple({stage.key: stage for stage in made}.values())
+
+    def body(self, task: Mapping[str, Any], examples: int, arms: Collection[str] = ()) -> dict[str, Any]:
+        """The `pair` section of an analysis' spec, which `workbench.subjects.open_pair` reads."""
+        return {
+            "base": self.base.key,
+            **({} if self.start.key == self.base.key else {"start": self.start.key}),
+            "tuned": self.tuned.key,
+            "never_had_it": self.never.key if self.never else None,
+            "task": dict(task),
+            "capability": self.capability,
+            "tuned_on": self.tuned_on,
+            "correlation": _as_dict(self.correlation),
+            "examples": examples,
+            "arms": {arm: stage.key for arm, stage in self.arms.items() if arm in arms},
+        }
 
 
 @dataclass(frozen=True)
@@ -67,6 +92,8 @@ class Plan:
     """All stages of a study in an order in which parents come first, and its pairs."""
 
     spec: StudySpec
+    task: Mapping[str, Any]
+    """The task's settings, resolved: a file that they name is in them."""
     stages: tuple[Stage, ...]
     pairs: tuple[PairPlan, ...]
 
@@ -89,15 +116,17 @@ def plan(spec: StudySpec) -> Plan:
     """
     builder = _Builder(spec, load_task(spec.task))
     pairs = tuple(pair for seed in spec.seeds for pair in builder.pairs(seed))
-    return Plan(spec, tuple(builder.stages.values()), pairs)
+    return Plan(spec, builder.resolved, tuple(builder.stages.values()), pairs)
 
 
 class _Builder:
     """Collects stages by key, so that what two pairs share is made once."""
 
     def __init__(self, spec: StudySpec, task: Task) -> None:
-        self.spec, self.task = spec, task
+        self.spec, self.task, self.resolved = spec, task, dict(task.resolved)
         self.stages: dict[str, Stage] = {}
+        self.lost = {spec.revive.capability} if spec.revive and spec.revived else set[str]()
+        self.asked: dict[str, frozenset[str]] = {}
         self.parameters = spec.model.parameters(task.vocab_size, task.context)
 
     def add(self, stage: Stage) -> Stage:
@@ -111,15 +140,22 @@ class _Builder:
             )
             for name, p in spec.pretrain.items()
         }
+        self.asked = {
+            name: load_protocol(p.protocol, self.task, p.protocol_settings, p.settings.batch_size, seed).asks
+            for name, p in spec.pretrain.items()
+        }
+        if refused := self.asked.get(NEVER, frozenset[str]()) & self.lost:
+            raise UserError(
+                f"pretrain.{NEVER}: its data ask for {min(refused)!r}, which a model of this name must never be asked; "
+                "give it an operand_prior without that operand"
+            )
         for name, tuned_spec in spec.finetune.items():
             yield self.pair(name, tuned_spec, seed, pretrained)
 
     def pair(self, name: str, tuned_spec: FinetuneSpec, seed: int, pretrained: Mapping[str, Stage]) -> PairPlan:
         correlation = _correlation(tuned_spec)
-        kept = (
-            self.spec.revive.capability if self.spec.revive else (correlation.partner if correlation else tuned_spec.capability)
-        )
-        self.check(name, kept, correlation)
+        kept, base = _kept(self.spec, tuned_spec), self.spec.reference(name)
+        self.check(name, kept, base, correlation)
         settings = {"capability": tuned_spec.capability, **tuned_spec.protocol_settings}
         if tuned_spec.correlation:
             settings["correlation"] = tuned_spec.correlation.model_dump(by_alias=True)
@@ -137,36 +173,43 @@ class _Builder:
             )
         )
         never = pretrained.get(NEVER)
-        arms = self.arms(name, seed, tuned, never, correlation) if name in self.spec.revived else {}
-        base = pretrained[tuned_spec.against or self.spec.reference]
-        body = {
-            "base": base.key,
-            "tuned": tuned.key,
-            "never_had_it": never.key if never else None,
-            "task": self.spec.task,
-            "capability": kept,
-            "tuned_on": tuned_spec.capability,
-            "correlation": _as_dict(correlation),
-            "examples": self.spec.evaluation.final_examples,
-        }
+        arms = self.arms(name, seed, tuned_spec.settings.lr, tuned, never, correlation) if name in self.spec.revived else {}
+        planned = PairPlan(
+            name=name,
+            seed=seed,
+            capability=kept,
+            tuned_on=tuned_spec.capability,
+            correlation=correlation,
+            base=pretrained[base],
+            start=pretrained[tuned_spec.start],
+            tuned=tuned,
+            never=never,
+            arms=arms,
+        )
         made = {
-            a: self.add(self.analysis(a, s, name, seed, body, (base, tuned, never), arms))
+            a: self.add(self.analysis(a, s, planned))
             for a, s in self.spec.analyses.items()
             if arms or "arms" not in analyses[a].needs
         }
-        return PairPlan(name, seed, kept, tuned_spec.capability, correlation, base, tuned, never, arms, made)
+        return replace(planned, analyses=made)
 
-    def check(self, name: str, kept: str, correlation: Correlation | None) -> None:
+    def check(self, name: str, kept: str, base: str, correlation: Correlation | None) -> None:
         """Ask the task for what the pair needs, so that impossible cells are refused by name before anything runs."""
         try:
             for share in (0.0, 1.0):
                 self.task.capability(kept, correlation.at(share) if correlation else None)
         except UserError as error:
             raise UserError(f"finetune.{name}: {error}") from error
+        if name in self.spec.revived and kept not in self.asked[base]:
+            raise UserError(
+                f"pretrain.{base}: its data never ask for {kept!r}, which {name} may lose; "
+                "give its operand a share of the operand_prior"
+            )
 
     def arms(
-        self, name: str, seed: int, tuned: Stage, never: Stage | None, correlation: Correlation | None
+        self, name: str, seed: int, tuned_lr: float, tuned: Stage, never: Stage | None, correlation: Correlation | None
     ) -> dict[str, Stage]:
+        """The reverse fine-tunings of a pair by arm; those at another than the main rate are called `ARM@RATE`."""
         revive = self.spec.revive
         assert revive is not None
         on_task = {"capability": revive.capability, **revive.protocol_settings}
@@ -179,20 +222,23 @@ class _Builder:
         sets = _sets([(revive.capability, 0.0)], correlation)
         stop = revive.stop.model_dump() if revive.stop else None
         out: dict[str, Stage] = {}
-        for arm in revive.arms:
-            start, protocol, settings, label = starts[arm]
-            stage = self.training(
-                f"reverse-{label}-s{seed}",
-                "reverse",
-                seed,
-                protocol,
-                settings,
-                revive.settings,
-                start=start,
-                sets=sets,
-                stop=stop,
-            )
-            out[arm] = self.add(stage)
+        for rate in (revive.lr, *(rate for rate in revive.other_rates if rate < tuned_lr)):
+            at = "" if rate == revive.lr else f"@{rate:g}"
+            settings = revive.settings.model_copy(update={"lr": rate})
+            for arm in (arm for arm in revive.arms if not at or arm != "irrelevant"):
+                start, protocol, protocol_settings, label = starts[arm]
+                stage = self.training(
+                    f"reverse-{label}{at}-s{seed}",
+                    "reverse",
+                    seed,
+                    protocol,
+                    protocol_settings,
+                    settings,
+                    start=start,
+                    sets=sets,
+                    stop=stop,
+                )
+                out[arm + at] = self.add(stage)
         return out
 
     def training(
@@ -208,23 +254,33 @@ class _Builder:
         sets: list[dict[str, Any]] | None = None,
         stop: Mapping[str, Any] | None = None,
     ) -> Stage:
+        """A training stage.
+
+        Raises:
+            UserError: the protocol refuses its settings.
+        """
         try:
             load_protocol(protocol, self.task, protocol_settings, settings.batch_size, seed)
         except UserError as error:
             raise UserError(f"{name.rsplit('-s', 1)[0].replace('-', '.', 1)}: {error}") from error
+        keep = self.spec.evaluation.keep
         spec = {
             "kind": kind,
-            "task": dict(self.spec.task),
+            "task": self.resolved,
             "model": self.spec.model.model_dump(),
             "start": start.key if start else None,
             "protocol": {"name": protocol, "settings": dict(protocol_settings)},
             "training": settings.model_dump(mode="json"),
             # Without sets a stage is measured on its own protocol, and no study's choice of sets enters its key.
-            "evaluation": {"examples": self.spec.evaluation.examples, "sets": sets} if sets else {"sets": []},
+            "evaluation": {
+                **({"examples": self.spec.evaluation.examples, "sets": sets} if sets else {"sets": []}),
+                **({} if keep == "all" else {"keep": keep}),
+            },
             "stop": dict(stop) if stop else None,
             "seed": seed,
         }
         grid = len(evaluation_grid(settings.steps))
+        checkpoints = grid + 2 if keep == "all" else 3
         tokens = self.task.context * (
             settings.steps * settings.batch_size + grid * self.spec.evaluation.examples * len(sets or [0]) / 3
         )
@@ -235,43 +291,41 @@ class _Builder:
             spec=spec,
             parents=(start.key,) if start else (),
             version=TRAINING_VERSION,
-            seconds=6 * self.parameters * tokens / FLOPS_PER_SECOND,
-            bytes=4 * self.parameters * (grid + 2),
+            seconds=STAGE_SECONDS + 6 * self.parameters * tokens / FLOPS_PER_SECOND,
+            bytes=4 * self.parameters * checkpoints,
         )
 
-    def analysis(
-        self,
-        analysis: str,
-        settings: Mapping[str, Any],
-        pair: str,
-        seed: int,
-        body: Mapping[str, Any],
-        models: tuple[Stage | None, ...],
-        arms: Mapping[str, Stage],
-    ) -> Stage:
+    def analysis(self, analysis: str, settings: Mapping[str, Any], pair: PairPlan) -> Stage:
         entry = analyses[analysis]
         if settings:
             entry.load().settings(settings)  # pyright: ignore[reportFunctionMemberAccess]
-        needed = dict(arms) if "arms" in entry.needs else {}
-        parents = [m.key for m in (*models, *needed.values()) if m is not None]
+        needed = dict(pair.arms) if "arms" in entry.needs else {}
+        parents = [stage.key for stage in (*pair.models, *needed.values())]
         spec = {
             "kind": "analyse",
             "analysis": analysis,
             "settings": dict(settings),
-            "pair": {**body, "arms": {arm: stage.key for arm, stage in needed.items()}},
-            "seed": seed,
+            "pair": pair.body(self.resolved, self.spec.evaluation.final_examples, needed),
+            "seed": pair.seed,
         }
-        passes = 60 * self.spec.evaluation.final_examples * self.task.context * 2 * self.parameters
+        work = entry.passes * self.spec.evaluation.final_examples * self.task.context * 2 * self.parameters
         return Stage(
-            name=f"{analysis}-{pair}-s{seed}",
+            name=f"{analysis}-{pair.name}-s{pair.seed}",
             kind="analyse",
-            seed=seed,
+            seed=pair.seed,
             spec=spec,
             parents=tuple(dict.fromkeys(parents)),
             version=entry.version,
-            seconds=passes / FLOPS_PER_SECOND,
+            seconds=STAGE_SECONDS + work / FLOPS_PER_SECOND,
             bytes=200_000,
         )
+
+
+def _kept(spec: StudySpec, tuned: FinetuneSpec) -> str:
+    """O_PT of a pair: what is revived, else what the trained ability is correlated with, else what is trained."""
+    if spec.revive:
+        return spec.revive.capability
+    return tuned.correlation.partner if tuned.correlation else tuned.capability
 
 
 def _correlation(tuned: FinetuneSpec) -> Correlation | None:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSche
 from workbench.errors import UserError, did_you_mean
 from workbench.models.spec import ModelSpec
 from workbench.registry import analyses
+from workbench.training.schedule import Schedule
 from workbench.training.settings import TrainSettings
 
 Arm = Literal["revived", "never_had_it", "scratch", "irrelevant"]
@@ -35,6 +36,9 @@ class EvaluationSpec(_Section):
 
     examples: int = Field(default=256, ge=16, description="examples per evaluation set and step of the grid")
     final_examples: int = Field(default=1000, ge=16, description="examples per set where an analysis measures one model")
+    keep: Literal["all", "last"] = Field(
+        default="all", description="checkpoints that stay: every step of the grid, or the last"
+    )
 
 
 class CorrelationSpec(_Section):
@@ -99,7 +103,9 @@ class FinetuneSpec(_Training):
     capability: str
     correlation: CorrelationSpec | None = None
     against: str | None = Field(
-        default=None, description="pretrained model that the pair is held against; the first one when absent"
+        default=None,
+        description="pretrained model that the pair is held against; the one it starts from when absent "
+        "(the first one where it starts from `never_had_it`)",
     )
 
 
@@ -114,7 +120,12 @@ class ReviveSpec(_Training):
     """Reverse fine-tuning of each pair's tuned model, with its control arms."""
 
     protocol: str = "single_operand"
+    # At a constant rate the first k steps do not depend on the budget, and "steps to 95 %" is a property of the model.
+    schedule: Schedule = Schedule(kind="constant")
     capability: str
+    other_rates: tuple[float, ...] = Field(
+        default=(), description="further rates, used where they lie below a fine-tune's own; `irrelevant` runs at `lr` alone"
+    )
     arms: tuple[Arm, ...] = ARMS
     pairs: tuple[str, ...] | None = Field(default=None, description="fine-tunes to revive, `*` for any text; all when absent")
     stop: StopSpec | None = None
@@ -184,13 +195,16 @@ class StudySpec(_Section):
                     f"revive.lr {revive.lr} is not below finetune.{name}.lr {tuned.lr}: at such a rate an ability is taught "
                     "again rather than revived; lower revive.lr"
                 )
+        rates = (revive.lr, *revive.other_rates)
+        if min(rates) <= 0 or len(set(rates)) != len(rates):
+            raise ValueError(f"revive.other_rates {list(revive.other_rates)} must be positive, different, and not revive.lr")
         if NEVER in revive.arms and NEVER not in self.pretrain:
             raise ValueError(f"revive.arms asks for {NEVER}, but pretrain has no model of that name; add it or drop the arm")
 
-    @property
-    def reference(self) -> str:
-        """The pretrained model that pairs are held against by default: the first one."""
-        return next(iter(self.pretrain))
+    def reference(self, name: str) -> str:
+        """The pretrained model that the pair of a fine-tune is held against."""
+        tuned = self.finetune[name]
+        return tuned.against or (next(iter(self.pretrain)) if tuned.start == NEVER else tuned.start)
 
     @property
     def revived(self) -> tuple[str, ...]:
@@ -237,6 +251,11 @@ def load_study(name_or_path: str | Path, overrides: Sequence[str] = (), seeds: S
         raise UserError(f"{name_or_path} is no study: it holds {type(body).__name__}, not keys such as 'study' and 'pretrain'.")
     body = cast(dict[str, Any], body)
     for override in overrides:
+        section, _, rest = override.partition("=")[0].strip().partition(".")
+        entries, entry = body.get(section), rest.partition(".")[0]
+        if section in ("pretrain", "finetune") and "." in rest and isinstance(entries, dict) and entry not in entries:
+            known = cast(dict[str, Any], entries)
+            raise UserError(f"--set {override!r}: {section} has no entry {entry!r}{did_you_mean(entry, known)}")
         apply_override(body, override)
     if seeds:
         body["seeds"] = list(seeds)

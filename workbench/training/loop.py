@@ -49,10 +49,14 @@ class Step:
 
 @runtime_checkable
 class Listener(Protocol):
-    """Receives what happens in a run; `grid` is called at the steps of the evaluation grid and before an interruption."""
+    """Receives what happens in a run; `grid` is called at the steps of the evaluation grid, when `due`, and before an end."""
 
     def step(self, step: Step) -> None:
         """A logged update."""
+        ...
+
+    def due(self) -> bool:
+        """Whether a point off the grid is wanted now, such as a checkpoint to resume from after a long while without one."""
         ...
 
     def grid(self, step: int, model: PreTrainedModel, state: Callable[[], TrainingState], last: bool) -> bool:
@@ -146,8 +150,9 @@ def train(
                 tracker.after_update(done, model, optimizer)
             optimizer.zero_grad()
             log.add(done, loss, norm, lr)
-            if done in grid:
-                log.flush()  # a checkpoint is never written after a loss that is not finite
+            on_grid = done in grid
+            if on_grid or listener.due():
+                log.flush() if on_grid else log.check()  # a checkpoint is never written after a loss that is not finite
                 if listener.grid(done, model.eval(), state, last=done == settings.steps):
                     break
                 model.train()
@@ -199,14 +204,18 @@ class _Log:
         if step % self.settings.log_every == 0 or step == self.settings.steps:
             self.flush()
 
-    def flush(self) -> None:
-        pending, self.pending = self.pending, []
-        for step, loss, norm, lr in pending:
+    def check(self) -> None:
+        """Raise at the first loss or gradient since the last flush that is not finite."""
+        for step, loss, norm, lr in self.pending:
             if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
                 raise TrainingDiverged(
                     f"loss {loss.item():.3g} and gradient norm {norm.item():.3g} at step {step} are not finite "
                     f"(learning rate {lr:.2g}); lower lr or lengthen the warm-up."
                 )
+
+    def flush(self) -> None:
+        self.check()
+        pending, self.pending = self.pending, []
         if pending:
             step, _, norm, lr = pending[-1]
             mean = sum(loss.item() for _, loss, _, _ in pending) / len(pending)

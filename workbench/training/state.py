@@ -66,12 +66,6 @@ def load_state(folder: Path) -> TrainingState:
         ) from error
 
 
-def remove_state(folder: Path) -> None:
-    """Delete the state and keep the weights: only the newest checkpoint of a run needs one."""
-    (folder / TENSORS).unlink(missing_ok=True)
-    (folder / REST).unlink(missing_ok=True)
-
-
 def cpu_rng() -> Tensor:
     """Torch's CPU random state."""
     return torch.get_rng_state()

@@ -17,14 +17,20 @@ EVERY_SEED = "all seeds"
 def findings(mark: str, opened: dict[str, Study]) -> None:
     """Verdicts of every study, the finding first."""
     for name in opened:
-        verdicts = reading.verdicts(name, mark)
-        told = [f"{words.capability(v.capability)} is {v.verdict} in {v.pair}" for v in verdicts if v.evidence]
-        st.subheader(parts.plain(name), divider="gray")
-        st.markdown(parts.plain(f"{'; '.join(told)}." if told else "No pair has been analysed yet."))
-        grid = st.grid(2, min_column_width=380)
-        for verdict in verdicts:
-            with grid.container():
-                parts.verdict_card(name, verdict, "app_pages/study.py")
+        with parts.seam(name):
+            finding(name, mark)
+
+
+def finding(name: str, mark: str) -> None:
+    """Verdicts of one study."""
+    verdicts = reading.verdicts(name, mark)
+    told = [f"{words.capability(v.capability)} is {v.verdict} in {v.pair}" for v in verdicts if v.evidence]
+    st.subheader(parts.plain(name), divider="gray")
+    st.markdown(parts.plain(f"{'; '.join(told)}." if told else "No pair has been analysed yet."))
+    grid = st.grid(2, min_column_width=380)
+    for verdict in verdicts:
+        with grid.container():
+            parts.verdict_card(name, verdict, "app_pages/study.py")
 
 
 def studies(opened: dict[str, Study], closed: dict[str, str], runs: tuple[Run, ...]) -> None:
@@ -78,7 +84,7 @@ def table(runs: tuple[Run, ...]) -> None:
     order = {"damaged": 0, "failed": 1, "interrupted": 2, "running": 3}
     rows = [
         {
-            "run": f"run?run={run.stage}-{run.key}",
+            "run": f"run?run={run.name}",
             "state": lineage.state(run),
             "reason": run.damaged or run.status.get("reason") or "",
             "study": run.study,

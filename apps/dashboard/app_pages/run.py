@@ -19,10 +19,10 @@ PARAMETER = "run"
 
 def pick(runs: tuple[Run, ...]) -> Run:
     """The run that the address or the person names; the address may hold the key alone."""
-    named = {f"{run.stage}-{run.key}": run for run in runs}
+    named = {run.name: run for run in runs}
     asked = st.query_params.get(PARAMETER)
     if asked and asked not in named:
-        found = [name for name, run in named.items() if asked in (run.key, run.name)]
+        found = [name for name, run in named.items() if asked in (run.key, f"{run.stage}-{run.key}")]
         if found:
             st.session_state[PARAMETER] = found[0]
             st.query_params.pop(PARAMETER, None)
@@ -37,7 +37,7 @@ def relatives(run: Run, runs: tuple[Run, ...]) -> None:
         if others:
             with st.expander(f"{title} ({len(others)})", icon=":material/account_tree:"):
                 for other in others[:40]:
-                    name = f"{other.stage}-{other.key}"
+                    name = other.name
                     label = f"{parts.plain(name)} ({lineage.state(other)})"
                     st.page_link("app_pages/run.py", label=label, query_params={PARAMETER: name})
 
@@ -65,7 +65,7 @@ def measured(run: Run) -> None:
     if (run.path / "result.json").exists():
         with parts.seam("result"):
             result = run.result()
-            parts.figure_block(result, f"{run.stage}-{run.key}", run_code(f"{run.stage}-{run.key}"))
+            parts.figure_block(result, f"{run.stage}-{run.key}", run_code(reading.store().root, run.name))
 
 
 def main() -> None:

@@ -42,7 +42,9 @@ def analysis(study: Study, pair: str, name: str, seed: int | None, mark: str) ->
         st.code(f"workbench study run {study.name}", language="bash")
         return
     which = POOLED.replace(" ", "_") if seed is None else f"s{seed}"
-    parts.figure_block(result, f"{study.name}-{pair}-{name}-{which}", python_code(study.name, pair, name, seed))
+    parts.figure_block(
+        result, f"{study.name}-{pair}-{name}-{which}", python_code(study.store.root, study.name, pair, name, seed)
+    )
 
 
 def main() -> None:
