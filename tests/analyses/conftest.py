@@ -37,9 +37,11 @@ class Looked:
     name: str
     correlation: Correlation | None
     log: list[tuple[str, str]]
+    drawn: set[tuple[str, str, float | None]]
 
     def examples(self, n: int, seed: int, split: str = "test") -> Examples:
         self.log.append((self.name, split))
+        self.drawn.add((self.name, split, self.correlation.share if self.correlation else None))
         share = -1.0 if self.correlation is None else self.correlation.share
         generator = torch_generator(seed, "lookup", split, str(share))
         text = torch.randint(0, DIGITS, (n, LENGTH), generator=generator)
@@ -73,6 +75,8 @@ class LookupTask:
     """Which digit stands at the place that the prompt asks for?"""
 
     log: list[tuple[str, str]] = field(default_factory=list)
+    drawn: set[tuple[str, str, float | None]] = field(default_factory=set)
+    """What was asked for: capability, split, and share of correlated texts."""
     vocab_size: int = 9
     context: int = LENGTH + 3
     capabilities: tuple[str, ...] = tuple(OPERANDS)
@@ -82,7 +86,7 @@ class LookupTask:
         return capability.split("_")[0]
 
     def capability(self, name: str, correlation: Correlation | None = None) -> Looked:
-        return Looked(name, correlation, self.log)
+        return Looked(name, correlation, self.log, self.drawn)
 
     def describe(self, tokens: Sequence[int]) -> str:
         return " ".join(f"<{t}>" for t in tokens)

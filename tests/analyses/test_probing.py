@@ -36,16 +36,24 @@ def test_the_covered_answer_is_read_and_the_controls_are_not(result):
     assert table["base", 0, "look_a", "matching", "true"] < 0.35
     # Asked for b, the model does not look at a.
     assert table["base", 1, "look_a", "tuned_on", "true"] < 0.7
-    assert result.metric("shuffled_probe").value == pytest.approx(0.25, abs=0.1)
+    # What a probe of 32 features memorises of 600 shuffled labels: more than the majority, far from all.
+    shuffled = result.table[(result.table["labels"] == "shuffled") & (result.table["point"] == 1)]
+    assert (shuffled["n"] == 600).all()
+    assert 0.24 < shuffled["value"].min() <= shuffled["value"].max() < 0.6
+    assert result.metric("shuffled_probe").n == 600
 
 
-def test_headline_is_the_point_where_base_and_untrained_differ_most(result):
+def test_probes_of_shuffled_labels_memorise_the_more_the_fewer_texts_they_see(covered):
+    few, many = (probing(covered, train_examples=k, n=50).table for k in (60, 600))
+    few, many = (t[(t["labels"] == "shuffled") & (t["model"] == "untrained") & (t["point"] == 1)]["value"] for t in (few, many))
+    assert few.min() > 0.42 > 0.36 > many.max()  # random weights spread the texts out, so that there is something to memorise
+
+
+def test_headline_is_the_mean_over_the_points_after_each_block(result):
     table = result.table.set_index(["model", "point", "target", "prompt", "labels"])["value"]
-    rooms = [
-        table["base", p, "look_a", "matching", "true"] - table["untrained", p, "look_a", "matching", "true"] for p in (0, 1)
-    ]
-    assert result.metric("room").value == pytest.approx(max(rooms))
-    assert rooms[1] == max(rooms) > 0.1
+    after = {m: table[m, 1, "look_a", "matching", "true"] for m in ("base", "untrained")}  # one block: one such point
+    assert result.metric("base_probe").value == pytest.approx(after["base"])
+    assert result.metric("room").value == pytest.approx(after["base"] - after["untrained"])
     base, tuned, untrained, never = (result.metric(f"{m}_probe").value for m in ("base", "tuned", "untrained", "never"))
     assert result.metric("share_kept").value == pytest.approx((tuned - untrained) / (base - untrained))
     assert result.metric("room_never").value == pytest.approx(base - never)
@@ -75,6 +83,12 @@ def test_trained_and_tested_on_different_draws(covered, task):
     task.log.clear()
     probing(covered, train_examples=100, n=100)
     assert set(task.log) == {(c, split) for c in ("look_a", "look_b") for split in ("probe", "test")}
+
+
+def test_texts_are_those_where_the_other_label_gives_nothing_away(covered, task):
+    task.drawn.clear()
+    probing(covered, train_examples=100, n=100)
+    assert {share for *_, share in task.drawn} == {0.0}
 
 
 def test_unfinished_fits_are_reported(covered):

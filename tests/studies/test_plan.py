@@ -11,7 +11,7 @@ from studies.tiny import TINY
 from workbench.errors import UserError
 from workbench.registry import analyses
 from workbench.runs import Store
-from workbench.studies.plan import Plan, is_done, plan
+from workbench.studies.plan import STAGE_SECONDS, Plan, is_done, plan
 from workbench.studies.spec import parse_study
 
 SECOND = {"from": "never_had_it", "against": "base", "capability": "count_b", "steps": 8, "lr": 2e-3, "batch_size": 8}
@@ -281,11 +281,11 @@ def test_parents_come_first_and_keys_are_unique(seeds, tunes, chosen, arms):
 
 def test_costs_grow_with_the_work():
     cheap, dear = planned(), changed("pretrain.base.steps", 2000)
-    assert all(stage.seconds > 0 and stage.bytes > 0 for stage in cheap.stages)
-    assert dear.stages[0].seconds > 50 * cheap.stages[0].seconds
-    assert dear.stages[0].bytes > cheap.stages[0].bytes
-    wide = changed("model.width", 64).stages[0]
-    assert wide.seconds / cheap.stages[0].seconds == pytest.approx(wide.bytes / cheap.stages[0].bytes)
+    assert all(stage.seconds > STAGE_SECONDS and stage.bytes > 0 for stage in cheap.stages)
+    few, many, wide = (made.stages[0] for made in (cheap, dear, changed("model.width", 64)))
+    assert many.seconds - STAGE_SECONDS > 50 * (few.seconds - STAGE_SECONDS)
+    assert many.bytes > few.bytes
+    assert (wide.seconds - STAGE_SECONDS) / (few.seconds - STAGE_SECONDS) == pytest.approx(wide.bytes / few.bytes)
 
 
 def test_the_estimate_of_disk_is_what_the_weights_take(whole):

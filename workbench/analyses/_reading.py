@@ -13,12 +13,7 @@ from workbench.measures import DRAWS, derived
 from workbench.results import Direction, Evidence, Metric, Result
 from workbench.statistics import bootstrap_mean
 from workbench.subjects import Pair
-from workbench.verdict import ROOM
-
-KEPT = 0.8
-"""From this share of the room on, an ability that is lost in behaviour counts as still encoded."""
-GONE = 0.2
-"""Below this share of the room it is no more readable than in a model of random weights."""
+from workbench.verdict import GONE, KEPT, ROOM
 
 
 def models_of(pair: Pair) -> dict[str, PreTrainedModel]:

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from workbench.analyses._reading import kept_line, models_of, questions, rooms
 from workbench.analysis import Settings, analysis
 from workbench.examples import Examples
-from workbench.measures import DRAWS, derived, draw, proportion, proportion_row, role_of, shares, truth_of
+from workbench.measures import DRAWS, derived, draw, floors, other_texts, proportion, proportion_row, role_of, shares, truth_of
 from workbench.models.lens import residual_streams
 from workbench.probes import CONVERGED, fit_probes, standardised
 from workbench.results import Evidence, Metric, Result
@@ -54,7 +54,7 @@ class Cell:
     """`true` or `shuffled`."""
 
 
-@analysis(version=1, passes=45, paper="Jain+23 §D")
+@analysis(version=2, passes=45, paper="Jain+23 §D")
 def probing(pair: Pair, settings: ProbingSettings) -> Result:
     """Accuracy of linear probes for O_PT and O_FT in every residual stream, with their controls [Jain+23 §D; Fig 8, 22-25, 90].
 
@@ -65,11 +65,11 @@ def probing(pair: Pair, settings: ProbingSettings) -> Result:
     `convergence`.
 
     `prompt`: `matching` asks for the target, as the paper most naturally reads; `tuned_on` asks for O_FT with O_PT as target.
-    The headline takes O_PT, the matching prompt, and the point where the base's probe exceeds the untrained model's most:
-    base and untrained model choose it (on the test texts), the tuned model has no say.
+    The headline takes O_PT, the matching prompt, and the mean over the points after each block: no point is chosen, which
+    would favour whatever it was chosen by.
 
-    Shuffled labels are shuffled in training and in test. Held against the true test labels, a control on activations that fall
-    into one cluster per label would be right by whole clusters or not at all.
+    Probes of shuffled labels are measured on their own TRAINING texts: what is right there was memorised, and `selectivity`,
+    the tuned model's accuracy less theirs, says how much of it memory could explain.
 
     `room` = base - untrained, `room_never` = base - never had it, `share_kept` = (tuned - untrained) / room.
 
@@ -85,12 +85,12 @@ def probing(pair: Pair, settings: ProbingSettings) -> Result:
     cells: list[Cell] = []
     sources: list[int] = []
     labels: list[np.ndarray] = []
-    truths: list[np.ndarray] = []
+    truths: list[np.ndarray | None] = []
     train_x, test_x, where = _activations(models_of(pair), train, test)
     for target, prompt, kind in wanted:
         fitted, truth = truth_of(train[prompt], target), truth_of(test[prompt], target)
         shuffle = numpy_generator(pair.seed, "shuffled labels", target, prompt).permutation
-        pairs = (("true", fitted, truth), ("shuffled", shuffle(fitted), shuffle(truth)))
+        pairs = (("true", fitted, truth), ("shuffled", shuffle(fitted), None))
         for (name, of, point), source in where.items():
             if of == prompt:
                 for word, values, right in pairs:
@@ -99,20 +99,24 @@ def probing(pair: Pair, settings: ProbingSettings) -> Result:
                     labels.append(values)
                     truths.append(right)
     fit = fit_probes(train_x[sources], np.stack(labels), settings.penalty, settings.iterations)
-    correct = dict(zip(cells, fit.predict(test_x[sources]) == np.stack(truths), strict=True))
+    on_test, on_training = fit.predict(test_x[sources]), fit.predict(train_x[sources])
+    correct = {
+        cell: on_training[i] == labels[i] if truth is None else on_test[i] == truth
+        for i, (cell, truth) in enumerate(zip(cells, truths, strict=True))
+    }
 
     rows = [{**_coordinates(pair, cell), **proportion_row(right)} for cell, right in correct.items()]
     convergence = pd.DataFrame([_coordinates(pair, cell) for cell in cells])
     convergence["loss_nats"], convergence["largest_gradient"] = fit.loss, fit.gradient
-    point, headline = _headline(pair, {cell: right.astype(np.float64) for cell, right in correct.items()})
+    headline = _headline(pair, {cell: right.astype(np.float64) for cell, right in correct.items()})
     unfinished = int((fit.gradient > CONVERGED).sum())
     result = Result(
         name="probing",
-        tables={"table": pd.DataFrame(rows), "chance": _chance(wanted, test), "convergence": convergence},
+        tables={"table": pd.DataFrame(rows), "chance": _chance(pair, wanted, test), "convergence": convergence},
         headline=headline,
         limits=(
             "A probe shows what can be read linearly, not what the model uses.",
-            f"The headline reads residual point {point}, chosen by the base and the untrained model.",
+            "The headline is the mean over the residual points after each block; single points are in the table.",
             *(
                 [f"{unfinished} of {len(cells)} probes stopped before their gradient fell below {CONVERGED}."]
                 if unfinished
@@ -149,33 +153,32 @@ def _activations(
     return (*standardised(torch.cat(parts[0]), torch.cat(parts[1])), where)
 
 
-def _chance(wanted: list[tuple[str, str, str]], test: Mapping[str, Examples]) -> pd.DataFrame:
+def _chance(pair: Pair, wanted: list[tuple[str, str, str]], test: Mapping[str, Examples]) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for target, prompt, kind in wanted:
         counts = np.unique(truth_of(test[prompt], target), return_counts=True)[1]
-        known = {"majority": float(counts.max() / counts.sum()), **(test[prompt].chance if target == prompt else {})}
+        known = {"majority": float(counts.max() / counts.sum()), **(floors(pair, test[prompt]) if target == prompt else {})}
         rows += [{"target": target, "prompt": kind, "kind": k, "value": value} for k, value in known.items()]
     return pd.DataFrame(rows)
 
 
-def _headline(pair: Pair, correct: Mapping[Cell, np.ndarray]) -> tuple[int, tuple[Metric, ...]]:
-    """The chosen point, and the numbers there."""
+def _headline(pair: Pair, correct: Mapping[Cell, np.ndarray]) -> tuple[Metric, ...]:
+    """Means over the points after each block."""
+    points = sorted({cell.point for cell in correct} - {0})
 
-    def at(model: str, point: int, labels: str = "true") -> np.ndarray:
-        return correct[Cell(model, point, pair.capability, "matching", labels)]
+    def mean(model: str, labels: str = "true") -> np.ndarray:
+        return np.mean([correct[Cell(model, p, pair.capability, "matching", labels)] for p in points], axis=0)
 
-    points = sorted({cell.point for cell in correct})
-    point = max(points, key=lambda p: float(at("base", p).mean() - at("untrained", p).mean()))
-    read = {"base": at("base", point), "tuned": at("tuned", point), "untrained": at("untrained", point)}
+    read = {"base": mean("base"), "tuned": mean("tuned"), "untrained": mean("untrained")}
     if any(cell.model == "never_had_it" for cell in correct):
-        read["never"] = at("never_had_it", point)
-    read["shuffled"] = at("tuned", point, "shuffled")
-    selectivity = float(read["tuned"].mean()) - float(read["shuffled"].mean())
-    draws = bootstrap_mean(read["tuned"], DRAWS, pair.seed) - bootstrap_mean(read["shuffled"], DRAWS, pair.seed)
-    return point, (
+        read["never"] = mean("never_had_it")
+    memory, texts = mean("tuned", "shuffled"), other_texts(pair.seed, "probe")
+    draws = bootstrap_mean(read["tuned"], DRAWS, pair.seed) - bootstrap_mean(memory, DRAWS, texts)
+    return (
         *(proportion(f"{name}_probe", values, pair.seed) for name, values in read.items()),
+        proportion("shuffled_probe", memory, texts),
         *rooms(read, pair.seed),
-        derived("selectivity", selectivity, draws, len(read["tuned"]), "accuracy"),
+        derived("selectivity", float(read["tuned"].mean() - memory.mean()), draws, len(read["tuned"]), "accuracy"),
     )
 
 
@@ -185,5 +188,5 @@ def evidence(result: Result) -> tuple[Evidence, ...]:
     base, tuned, untrained = (found[k] for k in ("base_probe", "tuned_probe", "untrained_probe"))
     never = found.get("never_probe")
     name = result.provenance.get("capability", "O_PT")
-    told = f"A linear probe reads {name} from the base at {base.value:.2f}, from the tuned model at {tuned.value:.2f}"
+    told = f"Linear probes after each block read {name} from the base at {base.value:.2f}, from the tuned model at {tuned.value:.2f}"
     return kept_line(result, told, f"{untrained.value:.2f}", f"{never.value:.2f}" if never else None)

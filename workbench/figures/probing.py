@@ -67,11 +67,11 @@ def _chance(result: Result, target: str, prompt: str) -> list[tuple[float, str]]
 
 
 def _shuffled(fig: go.Figure, rows: pd.DataFrame, column: int) -> None:
-    """The range of all models' probes of shuffled labels: what fitting alone achieves."""
+    """The range of all models' probes of shuffled labels: what a probe can memorise."""
     if rows.empty:
         return
     spread = rows.groupby("point").agg(value=("value", "mean"), low=("low", "min"), high=("high", "max")).reset_index()
-    how, name = style("shuffled"), "shuffled labels (all models)"
+    how, name = style("shuffled"), "shuffled labels, on their own training texts"
     at = values(spread, "point")
     band(fig, at, values(spread, "low"), values(spread, "high"), how.faint, name, column)
     fig.add_trace(
@@ -93,11 +93,9 @@ def _shuffled(fig: go.Figure, rows: pd.DataFrame, column: int) -> None:
 
 
 def alt(result: Result) -> str:
-    """Probe accuracies of base, tuned and untrained model at the chosen point."""
+    """Probe accuracies of base, tuned and untrained model, averaged over the blocks."""
     pt, _ = words.subject(result)
-    table = result.table
-    target = result.provenance.get("capability", distinct(table, "target")[0] if len(table) else "")
-    rows = select(table, target=target, prompt="matching", labels="true")
-    last = select(rows, point=largest(rows, "point"))
-    said = [f"{words.MODELS[str(m)]} {v:.2f}" for m, v in zip(last["model"], last["value"], strict=True)]
-    return f"A linear probe for {pt} at the last residual point is right in a share of: {', '.join(said)}."
+    found = {m.metric.removesuffix("_probe"): m for m in result.headline if m.metric.endswith("_probe")}
+    said = [f"{words.MODELS.get(m, m)} {words.interval(found[m])}" for m in ("base", "tuned", "untrained") if m in found]
+    never = [f"never had it {words.interval(found['never'])}"] if "never" in found else []
+    return f"Linear probes for {pt}, averaged over the blocks, are right in a share of: {', '.join([*said, *never])}."
