@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from workbench.analyses import pruning
-from workbench.analyses.pruning import _headline, choose_k, control_draws, curve, evidence, k_grid, pruned, rank, unit_scores
+from workbench.analyses.pruning import choose_k, control_draws, curve, evidence, headline_of, k_grid, pruned
 from workbench.models.anatomy import neuron_mask, neuron_shape
 from workbench.models.forward import answer_logits, nll
+from workbench.models.scores import rank, unit_scores
 from workbench.replicates import combine_results
 
 INHIBITOR, WRONG = 7, 2
@@ -209,11 +210,11 @@ def test_control_interval_covers_the_spread_over_orders():
     assert np.std(draws) == pytest.approx(np.sqrt(0.25 / 10), rel=0.15)
 
 
-def test_headline_intervals_of_control_and_gain_hold_that_spread(covered):
+def testheadline_of_intervals_of_control_and_gain_hold_that_spread(covered):
     ones, zeros = np.ones(200), np.zeros(200)
     correct = {(c, s, k): ones * k for c, s in (("look_a", 0.0), ("look_b", 1.0)) for k in (0, 1)}
     orders = np.stack([ones] * 5 + [zeros] * 5)
-    found = {m.metric: m for m in _headline(covered, correct, orders, ones, 1)}
+    found = {m.metric: m for m in headline_of(covered, correct, orders, ones, 1)}
     assert found["random_pt"].low < 0.3 < 0.7 < found["random_pt"].high
     assert found["gain"].low < 0.3 < 0.7 < found["gain"].high
     assert found["recovered"].value == 1
