@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -35,8 +35,8 @@ from workbench.measures import (
 )
 from workbench.models.forward import accuracy, answer_logits, evaluate
 from workbench.models.resume import block_inputs, resumed
-from workbench.models.scores import SCORES, Request, order_of, random_order, score_units
-from workbench.models.units import Units, units_of
+from workbench.models.scores import SCORES, Request, ScoreName, order_of, random_order, score_units
+from workbench.models.units import UnitKind, Units, units_of
 from workbench.results import Evidence, Metric, Result
 from workbench.seeds import numpy_generator
 from workbench.statistics import bootstrap_mean
@@ -53,35 +53,6 @@ LISTED_UNITS = 100
 WORDS = {"neurons": "hidden MLP neurons", "heads": "attention heads", "rows": "rows of matrices", "weights": "single weights"}
 RANDOM_EVERY = 4
 """Random units are removed at every fourth point of the curve, and at the chosen one."""
-ScoreName = Literal[
-    "signed_taylor",
-    "input_taylor",
-    "abs_taylor",
-    "snip",
-    "wanda",
-    "magnitude",
-    "activation",
-    "difference",
-    "obd",
-    "leave_one_out",
-    "leave_one_out_accuracy",
-    "set_difference",
-    "random",
-]
-UnitKind = Literal[
-    "neurons",
-    "heads",
-    "rows",
-    "rows:attention_in",
-    "rows:attention_out",
-    "rows:mlp_in",
-    "rows:mlp_out",
-    "weights",
-    "weights:attention_in",
-    "weights:attention_out",
-    "weights:mlp_in",
-    "weights:mlp_out",
-]
 
 
 class PruningSettings(Settings):
@@ -262,6 +233,16 @@ def headline_of(
     k: int,
     word: str = "neurons",
 ) -> list[Metric]:
+    """Numbers of the choice K = `k`.
+
+    Args:
+        pair: of the models.
+        correct: right answers `[n]` by capability, C_Te and number of removed units: O_PT and O_FT, at 0 and at `k`.
+        random: right answers of the control's orders `[orders, few]`.
+        base: right answers of the base on O_PT `[n]`.
+        k: the chosen number.
+        word: what was removed.
+    """
     pt, ft = (pair.capability, shares(pair, pair.capability)[0]), (pair.tuned_on, shares(pair, pair.tuned_on)[-1])
     before, after = correct[*pt, 0], correct[*pt, k]
     n, few = len(after), random.shape[1]

@@ -16,12 +16,12 @@ from jaxtyping import Float
 from pydantic import Field
 from scipy.stats import rankdata
 
-from workbench.analyses.pruning import UnitKind, choose_k, classes_of, curve, headline_of, k_grid, request
+from workbench.analyses.pruning import choose_k, classes_of, curve, headline_of, k_grid, request
 from workbench.analyses.pruning import evidence as pruning_evidence
 from workbench.analysis import Settings, analysis
 from workbench.measures import DRAWS, correct_answers, derived, draw, proportion, proportion_row, role_of, shares
 from workbench.models.scores import SCORES, order_of, random_order, score_units
-from workbench.models.units import units_of
+from workbench.models.units import UnitKind, units_of
 from workbench.results import Evidence, Metric, Result
 from workbench.statistics import bootstrap_mean, normal_quantile
 from workbench.subjects import Pair

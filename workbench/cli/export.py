@@ -65,13 +65,12 @@ def export(
         capability: [float(correct_answers(m, pair.examples(capability, share=share)).mean()) for m in (model, small)]
         for capability, share in ((pair.capability, 0.0), (pair.tuned_on, shares(pair, pair.tuned_on)[-1]))
     }
-    table = all_units.table(removed)
     body: dict[str, Any] = {
         "pair": f"{study_name}:{name}",
         "seed": pair.seed,
         "score": score,
         "kind": kind,
-        "removed": [[int(row.block), int(row[kind.removesuffix("s")])] for _, row in table.iterrows()],
+        "removed": all_units.table(removed).drop(columns="unit").to_numpy().tolist(),
         "of": len(all_units),
         "tuned_sha256": weights_sha256(model),
         "out": str(out),

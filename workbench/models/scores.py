@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from workbench.errors import UserError
+from workbench.errors import UserError, did_you_mean
 from workbench.examples import Examples
 from workbench.models.anatomy import anatomy, blocks, head_mask, head_shape, matrix, neuron_mask, neuron_shape
 from workbench.models.forward import hidden_states, nll
@@ -24,6 +25,21 @@ from workbench.seeds import torch_generator
 
 PROTECTED = 0.1
 """Share of the units, those of the largest SNIP score on each set of examples to protect, that a set difference leaves out."""
+ScoreName = Literal[
+    "signed_taylor",
+    "input_taylor",
+    "abs_taylor",
+    "snip",
+    "wanda",
+    "magnitude",
+    "activation",
+    "difference",
+    "obd",
+    "leave_one_out",
+    "leave_one_out_accuracy",
+    "set_difference",
+    "random",
+]
 
 
 @dataclass(frozen=True)
@@ -61,8 +77,10 @@ def score_units(name: str, request: Request) -> Float[Tensor, " units"]:
     """A score by name, one number per unit, on the CPU; the model is left as it was.
 
     Raises:
-        UserError: the score is not defined for this kind of unit.
+        UserError: no such score, or it is not defined for this kind of unit.
     """
+    if name not in SCORES:
+        raise UserError(f"there is no score {name!r}{did_you_mean(name, SCORES)}")
     score = SCORES[name]
     if request.units.word not in score.words:
         fitting = [n for n, s in SCORES.items() if request.units.word in s.words]

@@ -9,7 +9,7 @@ from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -23,7 +23,21 @@ from workbench.models.anatomy import anatomy, blocks, head_mask, head_shape, mat
 
 SITES = ("attention_in", "attention_out", "mlp_in", "mlp_out")
 """Matrices of a block, by their names in the table of sites."""
-KINDS = ("neurons", "heads", "rows", "weights", *(f"{word}:{site}" for word in ("rows", "weights") for site in SITES))
+UnitKind = Literal[
+    "neurons",
+    "heads",
+    "rows",
+    "rows:attention_in",
+    "rows:attention_out",
+    "rows:mlp_in",
+    "rows:mlp_out",
+    "weights",
+    "weights:attention_in",
+    "weights:attention_out",
+    "weights:mlp_in",
+    "weights:mlp_out",
+]
+KINDS: tuple[str, ...] = get_args(UnitKind)
 
 
 @dataclass(frozen=True)
