@@ -44,6 +44,9 @@ GRID = (0.0, 1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0)
 """Shares of the weights that changed."""
 SPARSE = 0.01
 """The share at which the headline is read; declared, so that none is chosen."""
+UNRELATED = 1.0
+"""From this size of the difference on, against the base's weights, the models share no start: of two independent ones of
+equal size it is sqrt 2, of a fine-tuning a small part of 1."""
 RANDOM_AT = (1e-3, SPARSE, 0.1)
 DIRECTIONS = ("revert", "graft")
 RANKINGS = ("first_order", "magnitude")
@@ -74,6 +77,7 @@ def grafting(pair: Pair, settings: GraftingSettings) -> Result:
     The headline is read at the share .01, `first_order`: `recovered` = (reverted - tuned) / (base - tuned) of O_PT, and
     `reproduced` = (grafted - base) / (tuned - base) of O_FT.
 
+    Says nothing where the tuned model was not trained from the base (`weight_change` of 1 or more, see `UNRELATED`).
     Does not tell masked from erased: reverting hands the base's own weights back, and with all of them any ability returns.
     """
     n = settings.n or pair.n
@@ -112,6 +116,7 @@ def grafting(pair: Pair, settings: GraftingSettings) -> Result:
         headline=(
             *_headline(pair, correct, settings.random_draws),
             certain("changed", len(changed) / len(change), n, "share of all weights"),
+            certain("weight_change", float(change.norm() / ends[0].norm()), n, "share of the base's norm"),
         ),
         limits=(
             "Reverting hands the base's own weights back: it tells where the change sits, not whether the ability survived it.",
@@ -201,7 +206,13 @@ def evidence(result: Result) -> tuple[Evidence, ...]:
         f"Setting {SPARSE:.0%} of the changed weights back to the base takes {capability} from {tuned.value:.2f} to "
         f"{back.value:.2f} (random ones: {random.value:.2f}, base: {base.value:.2f})"
     )
-    if base.value - tuned.value < ROOM or not math.isfinite(recovered.value):
+    if found["weight_change"].value >= UNRELATED:
+        shown, direction = gain, "uninformative"
+        text = (
+            f"The weights differ by {found['weight_change'].value:.2f} of the base's norm: the tuned model was not trained from "
+            "this base, and the difference is not what fine-tuning did."
+        )
+    elif base.value - tuned.value < ROOM or not math.isfinite(recovered.value):
         shown, direction = gain, "uninformative"
         text = f"The tuned model is within {ROOM} of the base on {capability}: there is no loss to place in the weights."
     elif recovered.low >= RECOVERED and gain.low > 0:

@@ -74,15 +74,18 @@ def pruning_scores(pair: Pair, settings: PruningScoresSettings) -> Result:
     right: dict[tuple[str, int], np.ndarray] = {}
     right_ft: dict[str, np.ndarray] = {}
     best: dict[tuple[str, int], tuple[float, int]] = {}
+
+    def add(name: str, index: int, what: tuple[str, float], found: list[np.ndarray]) -> np.ndarray:
+        at = {"ranking": name, "draw": index, "capability": what[0], "role": role_of(pair, what[0]), "share": what[1]}
+        rows.extend({**at, "k": k, **proportion_row(values)} for k, values in zip(grid, found, strict=True))
+        return np.stack(found)
+
     for (name, index), order in orders.items():
         on_select = [c.mean() for c in curve(tuned, selection, order, grid, units)]
         best[name, index] = max(on_select), choose_k(grid, on_select)
-        sets = [(pt, test)] if index == 0 else [(pt, test[:few])]
-        for (capability, share), examples in [*sets, *([(ft, trained)] if index == 0 else [])]:
-            found = np.stack(curve(tuned, examples, order, grid, units))
-            (right if (capability, share) == pt else right_ft)[(name, index) if (capability, share) == pt else name] = found
-            at = {"ranking": name, "draw": index, "capability": capability, "role": role_of(pair, capability), "share": share}
-            rows += [{**at, "k": k, **proportion_row(values)} for k, values in zip(grid, found, strict=True)]
+        right[name, index] = add(name, index, pt, curve(tuned, test if index == 0 else test[:few], order, grid, units))
+        if index == 0:
+            right_ft[name] = add(name, index, ft, curve(tuned, trained, order, grid, units))
     base = correct_answers(pair.base, test)
 
     def first(among: list[tuple[str, int]]) -> tuple[str, int]:

@@ -1,7 +1,10 @@
 """Grafting: what small shares of fine-tuning's change do, taken out of the tuned model and put into the base."""
 
-from __future__ import numpy as np
+from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots

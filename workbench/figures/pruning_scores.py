@@ -13,12 +13,12 @@ from workbench.figures import words
 from workbench.figures.marks import accuracy_axis, band, curve, place, step_axis
 from workbench.figures.pruning import word_of
 from workbench.figures.tables import distinct, first, keep, largest, select, values
-from workbench.figures.theme import BLUE, ORANGE, finish, style
+from workbench.figures.theme import BLUE, VERMILLION, finish, style
 from workbench.results import Result
 
 COLUMNS = 3
-PANEL, MATRIX = 185, 430
-"""Heights in pixels of a row of panels, and of the matrix."""
+PANEL, MATRIX, SPACE = 125, 330, 84
+"""Heights in pixels of a row of panels, of the matrix, and between them."""
 
 
 def figure(result: Result) -> go.Figure:
@@ -29,12 +29,13 @@ def figure(result: Result) -> go.Figure:
     names = [str(name) for name in distinct(asked, "ranking")]
     lines = -(-len(names) // COLUMNS)
     body = lines * PANEL + MATRIX
+    height = body + lines * SPACE
     fig = make_subplots(
         rows=lines + 1,
         cols=COLUMNS,
         specs=[*([{}] * COLUMNS for _ in range(lines)), [{"colspan": COLUMNS}, *[None] * (COLUMNS - 1)]],
         row_heights=[*[PANEL / body] * lines, MATRIX / body],
-        vertical_spacing=56 / body,
+        vertical_spacing=SPACE / height,
         horizontal_spacing=0.07,
         subplot_titles=[
             *(_title(found, name) for name in names),
@@ -62,8 +63,8 @@ def figure(result: Result) -> go.Figure:
     _agreement(fig, pairs, lines + 1)
     pt, _ = words.subject(result)
     title = f"Which ranking brings {pt} back?"
-    finish(fig, title, words.sample(result, found["pruned_pt"].n), height=body + 190, bottom=110)
-    return fig.update_layout(margin_l=84)
+    finish(fig, title, words.sample(result, found["pruned_pt"].n), height=height + 236, top=116, bottom=120)
+    return fig.update_layout(margin_l=150)
 
 
 def _title(found: dict[str, Any], name: str) -> str:
@@ -86,7 +87,7 @@ def _random(fig: go.Figure, random: pd.DataFrame, word: str, row: int, column: i
 
 
 def _agreement(fig: go.Figure, pairs: pd.DataFrame, row: int) -> None:
-    """Spearman's correlations as a matrix, blue where scores agree and orange where they turn each other around."""
+    """Spearman's correlations as a matrix, blue where scores agree and red where they turn each other around."""
     wide = pairs.pivot_table(index="score", columns="other", values="value", sort=False, dropna=False)
     names = [words.SCORES.get(str(name), str(name)) for name in wide.index]
     grid = wide.to_numpy(float)
@@ -97,10 +98,10 @@ def _agreement(fig: go.Figure, pairs: pd.DataFrame, row: int) -> None:
             y=names,
             zmin=-1,
             zmax=1,
-            colorscale=[[0, ORANGE], [0.5, "rgba(140,140,140,0.12)"], [1, BLUE]],
+            colorscale=[[0, VERMILLION], [0.5, "#757575"], [1, BLUE]],
             text=[[f"{v:.1f}" if np.isfinite(v) else "" for v in line] for line in grid],
             texttemplate="%{text}",
-            textfont={"size": 10},
+            textfont={"size": 10, "color": "#FFFFFF"},
             xgap=1,
             ygap=1,
             showscale=False,
