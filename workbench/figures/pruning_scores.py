@@ -63,7 +63,14 @@ def figure(result: Result) -> go.Figure:
     _agreement(fig, pairs, lines + 1)
     pt, _ = words.subject(result)
     title = f"Which ranking brings {pt} back?"
-    finish(fig, title, words.sample(result, found["pruned_pt"].n), height=height + 236, top=116, bottom=120)
+    finish(
+        fig,
+        title,
+        f"{words.sample(result, found['pruned_pt'].n)}; dotted: base model",
+        height=height + 236,
+        top=116,
+        bottom=120,
+    )
     return fig.update_layout(margin_l=150)
 
 
@@ -99,7 +106,7 @@ def _agreement(fig: go.Figure, pairs: pd.DataFrame, row: int) -> None:
             zmin=-1,
             zmax=1,
             colorscale=[[0, VERMILLION], [0.5, "#757575"], [1, BLUE]],
-            text=[[f"{v:.1f}" if np.isfinite(v) else "" for v in line] for line in grid],
+            text=[[f"{round(v, 1) + 0.0:.1f}" if np.isfinite(v) else "" for v in line] for line in grid],
             texttemplate="%{text}",
             textfont={"size": 10, "color": "#FFFFFF"},
             xgap=1,

@@ -84,7 +84,7 @@ class _Trace:
     logits: Float[Tensor, "n k vocab"]
     inputs: list[Float[Tensor, "n t d"]]
     """Of each block."""
-    hidden: list[Float[Tensor, "n t m"]]
+    hidden: list[Float[Tensor, "n _ m"]]
     """Activations of the neurons; of the last block at the answer alone `[n, k, m]`."""
     final: Float[Tensor, "n k d"]
     """The residual stream after the last block, at the answer."""

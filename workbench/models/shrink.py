@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import statistics
 import time
 import warnings
 from collections.abc import Sequence
@@ -150,13 +149,13 @@ class Cost:
     bytes: int
     """Of the parameters, as they are stored."""
     milliseconds: float
-    """Median wall time of one forward pass over `tokens` tokens."""
+    """Wall time of the fastest forward pass over `tokens` tokens: what a busy machine adds is no property of the model."""
     tokens: int
 
 
 @torch.no_grad()
 def costs(models: Sequence[PreTrainedModel], tokens: Int[Tensor, "n t"], turns: int = 15) -> list[Cost]:
-    """What several models cost on the same tokens, timed in turns so that a busy machine slows all alike."""
+    """What several models cost on the same tokens, timed in turns."""
     seconds: list[list[float]] = [[] for _ in models]
     for turn in range(turns + 1):
         for model, taken in zip(models, seconds, strict=True):
@@ -168,7 +167,7 @@ def costs(models: Sequence[PreTrainedModel], tokens: Int[Tensor, "n t"], turns: 
         Cost(
             sum(p.numel() for p in model.parameters()),
             sum(p.numel() * p.element_size() for p in model.parameters()),
-            1e3 * statistics.median(taken),
+            1e3 * min(taken),
             tokens.numel(),
         )
         for model, taken in zip(models, seconds, strict=True)

@@ -15,21 +15,21 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 from transformers.pytorch_utils import Conv1D
 
 
-class ShrunkGPT2Config(GPT2Config):
-    """A GPT-2 with per-block sizes; `n_head` and `n_inner` are those before, and give the width of a head."""
+def _config(name: str, parent: type[Any], model_type: str, *sizes: str) -> type[Any]:
+    """A configuration with a list of sizes, one per block, beside all that its parent has.
 
-    model_type = "shrunk_gpt2"
-    block_neurons: list[int] | None = None
-    block_heads: list[int] | None = None
+    By `type`, since transformers makes a dataclass of it that takes any keyword, which run-time type checkers do not follow.
+    """
+    lists = {f"block_{size}": list[int] | None for size in sizes}
+    return type(
+        name,
+        (parent,),
+        {"__module__": __name__, "__annotations__": lists, "model_type": model_type, **dict.fromkeys(lists)},
+    )
 
 
-class ShrunkLlamaConfig(LlamaConfig):
-    """A Llama with per-block sizes; `num_attention_heads` and `intermediate_size` are those before."""
-
-    model_type = "shrunk_llama"
-    block_neurons: list[int] | None = None
-    block_heads: list[int] | None = None
-    block_key_value_heads: list[int] | None = None
+ShrunkGPT2Config = _config("ShrunkGPT2Config", GPT2Config, "shrunk_gpt2", "neurons", "heads")
+ShrunkLlamaConfig = _config("ShrunkLlamaConfig", LlamaConfig, "shrunk_llama", "neurons", "heads", "key_value_heads")
 
 
 class ShrunkGPT2LMHeadModel(GPT2LMHeadModel):
