@@ -144,7 +144,10 @@ def test_the_gradient_of_the_mask_is_weight_times_gradient_of_the_output_row(mak
 
 
 def test_a_head_mask_of_the_wrong_shape_is_refused(make_model):
-    with pytest.raises(ValueError, match=r"does not fit a model of \(2, 2\) \(blocks, heads\)"), head_mask(make_model(), torch.ones(2, 4)):
+    with (
+        pytest.raises(ValueError, match=r"does not fit a model of \(2, 2\) \(blocks, heads\)"),
+        head_mask(make_model(), torch.ones(2, 4)),
+    ):
         pass
 
 

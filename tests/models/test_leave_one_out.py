@@ -8,7 +8,7 @@ import torch
 
 from workbench.models import leave_one_out as module
 from workbench.models.fingerprint import check_unchanged
-from workbench.models.forward import accuracy, evaluate, nll
+from workbench.models.forward import accuracy, nll
 from workbench.models.leave_one_out import leave_one_out
 from workbench.models.units import units_of
 

@@ -33,7 +33,7 @@ def own_entries(request, number):
     """Module and boolean mask `[out, in]` of a unit's own weights, by its coordinates."""
     row = request.units.table(torch.tensor([number])).iloc[0]
     block, sites = blocks(request.model)[int(row["block"])], anatomy(request.model)
-    path = row["matrix"] if "matrix" in row else sites.mlp_out if request.units.word == "neurons" else sites.attention_out
+    path = row.get("matrix", sites.mlp_out if request.units.word == "neurons" else sites.attention_out)
     module = block.get_submodule(path)
     mask = torch.zeros(matrix(module).shape, dtype=torch.bool)
     if request.units.word == "neurons":
@@ -173,7 +173,10 @@ def test_wanda_is_weight_times_norm_of_the_input(ask, word, padded):
 @pytest.mark.parametrize("word", ["neurons", "heads"])
 def test_activation_is_a_mean_over_tokens(ask, kind, word):
     r = ask(kind, word)
-    means = [seen_inputs(r, m).abs().mean(0).view(p.count, -1).mean(1) for p, m in zip(r.units.parts, r.units.modules(r.model), strict=True)]
+    means = [
+        seen_inputs(r, m).abs().mean(0).view(p.count, -1).mean(1)
+        for p, m in zip(r.units.parts, r.units.modules(r.model), strict=True)
+    ]
     expected = torch.cat(means)[some(r)]
     check(r, "activation", expected)
 
@@ -281,7 +284,15 @@ def test_which_end_goes_first():
         expected = [3, 0, 2, 1] if score.largest_first else [1, 0, 2, 3]
         assert order_of(name, scores).tolist() == expected
         assert score.why
-    harmful = {"signed_taylor", "input_taylor", "leave_one_out", "leave_one_out_accuracy", "set_difference", "difference", "random"}
+    harmful = {
+        "signed_taylor",
+        "input_taylor",
+        "leave_one_out",
+        "leave_one_out_accuracy",
+        "set_difference",
+        "difference",
+        "random",
+    }
     assert {name for name, score in SCORES.items() if score.largest_first} == harmful
 
 

@@ -86,5 +86,5 @@ def test_probes_agree_with_the_exact_diagonal_as_their_variance_says(make_model,
 def test_too_many_entries_for_an_exact_diagonal_are_refused(make_model, random_examples, monkeypatch):
     monkeypatch.setattr(sensitivity, "EXACT_AT_MOST", 100)
     model = make_model()
-    with pytest.raises(UserError, match="an exact Hessian diagonal of 384 entries .* give a number of probes"):
+    with pytest.raises(UserError, match=r"an exact Hessian diagonal of 384 entries .* give a number of probes"):
         hessian_diagonals(model, projections(model)[-1:], random_examples(), None)

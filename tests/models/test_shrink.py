@@ -47,7 +47,9 @@ def test_logits_are_those_of_the_masks(model, case):
     with check_unchanged(model):
         small = shrink(model, neurons, heads)
     assert (logits(small) - masked(model, neurons, heads)).abs().max() < 1e-5
-    assert small.config.block_neurons == [max(1, 24 - int(((neurons >= 24 * b) & (neurons < 24 * b + 24)).sum())) for b in (0, 1)]
+    assert small.config.block_neurons == [
+        max(1, 24 - int(((neurons >= 24 * b) & (neurons < 24 * b + 24)).sum())) for b in (0, 1)
+    ]
     assert small.config.block_heads == [max(1, 4 - int(((heads >= 4 * b) & (heads < 4 * b + 4)).sum())) for b in (0, 1)]
     if len(neurons) + len(heads):
         assert (logits(small) - logits(model)).abs().max() > 1e-3
@@ -92,7 +94,9 @@ def test_a_changed_file_is_noticed(model, tmp_path):
         load_model(tmp_path)
 
 
-@pytest.mark.parametrize(("neurons", "heads", "word"), [([48], [], "48 neurons"), ([], [8], "8 heads"), ([-1], [], "48 neurons")])
+@pytest.mark.parametrize(
+    ("neurons", "heads", "word"), [([48], [], "48 neurons"), ([], [8], "8 heads"), ([-1], [], "48 neurons")]
+)
 def test_units_that_are_not_there_are_refused(model, neurons, heads, word):
     with pytest.raises(UserError, match=f"the model has {word}, numbered from 0"):
         shrink(model, torch.tensor(neurons, dtype=torch.long), torch.tensor(heads, dtype=torch.long))

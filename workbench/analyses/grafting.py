@@ -44,9 +44,9 @@ GRID = (0.0, 1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0)
 """Shares of the weights that changed."""
 SPARSE = 0.01
 """The share at which the headline is read; declared, so that none is chosen."""
-UNRELATED = 1.0
-"""From this size of the difference on, against the base's weights, the models share no start: of two independent ones of
-equal size it is sqrt 2, of a fine-tuning a small part of 1."""
+RELATED = 0.5
+"""Smallest cosine of the two models' matrices at which one counts as trained from the other: that of independent ones is about
+0, of a model and its fine-tuned self nearly 1."""
 RANDOM_AT = (1e-3, SPARSE, 0.1)
 DIRECTIONS = ("revert", "graft")
 RANKINGS = ("first_order", "magnitude")
@@ -77,7 +77,7 @@ def grafting(pair: Pair, settings: GraftingSettings) -> Result:
     The headline is read at the share .01, `first_order`: `recovered` = (reverted - tuned) / (base - tuned) of O_PT, and
     `reproduced` = (grafted - base) / (tuned - base) of O_FT.
 
-    Says nothing where the tuned model was not trained from the base (`weight_change` of 1 or more, see `UNRELATED`).
+    Says nothing where the tuned model was not trained from the base (`weight_cosine` below `RELATED`).
     Does not tell masked from erased: reverting hands the base's own weights back, and with all of them any ability returns.
     """
     n = settings.n or pair.n
@@ -116,7 +116,7 @@ def grafting(pair: Pair, settings: GraftingSettings) -> Result:
         headline=(
             *_headline(pair, correct, settings.random_draws),
             certain("changed", len(changed) / len(change), n, "share of all weights"),
-            certain("weight_change", float(change.norm() / ends[0].norm()), n, "share of the base's norm"),
+            certain("weight_cosine", _cosine(pair), n, "cosine"),
         ),
         limits=(
             "Reverting hands the base's own weights back: it tells where the change sits, not whether the ability survived it.",
@@ -133,6 +133,12 @@ def _alike(pair: Pair) -> tuple[PreTrainedModel, PreTrainedModel]:
     if shapes[0] != shapes[1]:
         raise UserError(f"the models of pair {pair.name!r} differ in shape, so no weight of one is a weight of the other.")
     return pair.base, pair.tuned
+
+
+def _cosine(pair: Pair) -> float:
+    """Of all matrices as one vector; gains and biases, which begin alike in every model, are left out."""
+    base, tuned = (torch.cat([p.detach().flatten() for p in m.parameters() if p.ndim > 1]) for m in (pair.base, pair.tuned))
+    return float(torch.nn.functional.cosine_similarity(base, tuned, dim=0))
 
 
 def slope(model: PreTrainedModel, examples: Examples, batch_size: int = 128) -> Float[Tensor, " weights"]:
@@ -206,11 +212,11 @@ def evidence(result: Result) -> tuple[Evidence, ...]:
         f"Setting {SPARSE:.0%} of the changed weights back to the base takes {capability} from {tuned.value:.2f} to "
         f"{back.value:.2f} (random ones: {random.value:.2f}, base: {base.value:.2f})"
     )
-    if found["weight_change"].value >= UNRELATED:
+    if found["weight_cosine"].value < RELATED:
         shown, direction = gain, "uninformative"
         text = (
-            f"The weights differ by {found['weight_change'].value:.2f} of the base's norm: the tuned model was not trained from "
-            "this base, and the difference is not what fine-tuning did."
+            f"The matrices of the two models have a cosine of {found['weight_cosine'].value:.2f}: the tuned one was not trained "
+            "from this base, and the difference is not what fine-tuning did."
         )
     elif base.value - tuned.value < ROOM or not math.isfinite(recovered.value):
         shown, direction = gain, "uninformative"

@@ -15,6 +15,8 @@ from workbench.errors import UserError
 KINDS = ("neurons", "heads")
 TIMED = 64
 """Test texts in one timed forward pass."""
+COMPARED = 256
+"""Test texts, at most, on which the smaller model's logits are held against the masked one's."""
 
 
 def export(
@@ -39,11 +41,13 @@ def export(
         raise UserError(f"{out} exists and is not an empty folder; give a new one with --out.")
     pair = known_study(study_name, store).pair(name, seed)
 
+    import torch
+
     from workbench.analyses.pruning import PruningSettings, pruning, request
     from workbench.measures import correct_answers, shares
     from workbench.models.checkpoints import save_model
     from workbench.models.fingerprint import weights_sha256
-    from workbench.models.forward import answer_logits, evaluate
+    from workbench.models.forward import answer_logits
     from workbench.models.scores import order_of, score_units
     from workbench.models.shrink import costs, shrink
     from workbench.models.units import units_of
@@ -57,9 +61,9 @@ def export(
     small = shrink(model, *((removed, none) if kind == "neurons" else (none, removed)))
 
     texts = pair.examples(pair.capability)
-    with all_units.removed(model, removed):
-        masked = evaluate(model, texts, lambda m, e: answer_logits(m, e).flatten(1))
-    gap = (evaluate(small, texts, lambda m, e: answer_logits(m, e).flatten(1)) - masked).abs().max().item()
+    some = texts[:COMPARED].to(model.device)
+    with torch.no_grad(), all_units.removed(model, removed):
+        gap = (answer_logits(model, some) - answer_logits(small, some)).abs().max().item()
     before, after = costs([model, small], texts.tokens[:TIMED])
     accuracies = {
         capability: [float(correct_answers(m, pair.examples(capability, share=share)).mean()) for m in (model, small)]
