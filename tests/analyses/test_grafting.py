@@ -73,6 +73,15 @@ def test_one_weight_of_the_planted_neuron_brings_all_back(result):
     assert all(len(m.draws) == 400 for m in result.headline)
 
 
+def test_one_weight_is_enough_to_graft_what_was_gained(covered):
+    """The pair turned around: switching the inhibitor off is then what fine-tuning did for both abilities."""
+    result = grafting(covered.swapped(), n=64, score_examples=64)
+    assert result.metric("base_ft_correlated").value < 0.6
+    assert result.metric("grafted_ft_correlated").value > 0.97
+    assert result.metric("reproduced").value == pytest.approx(1, abs=0.05)
+    assert result.metric("random_grafted_ft").value < 0.8
+
+
 def test_evidence_says_where_it_sits_and_takes_no_side(result):
     (line,) = result.evidence
     assert (line.analysis, line.direction, line.capability) == ("grafting", "neutral", "look_a")

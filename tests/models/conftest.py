@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -31,6 +32,18 @@ def make_model() -> Any:
         return _stir(build_model(spec, VOCAB, CONTEXT, seed).to(dtype))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def left_padded(random_examples: Any) -> Any:
+    """Five examples of which all but the first begin with padding."""
+    examples = random_examples(n=5)
+    t = examples.tokens.shape[1]
+    return replace(
+        examples,
+        attention_mask=torch.arange(t) >= torch.tensor([0, 1, 2, 3, 1])[:, None],
+        answer_position=examples.answer_position.clamp(min=4),
+    )
 
 
 @pytest.fixture(scope="session")

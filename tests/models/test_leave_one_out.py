@@ -42,6 +42,13 @@ def test_every_unit_equals_the_naive_loop(make_model, random_examples, kind, uni
     assert (found.loss.abs().amax(1) > 1e-4).all()  # every block has a unit that matters
 
 
+@pytest.mark.parametrize("units_kind", ["neurons", "heads"])
+def test_padding_before_the_text_is_not_attended_to(make_model, left_padded, units_kind):
+    model = make_model(mlp_width=7, dtype=torch.float64)
+    expected, _ = naive(model, left_padded, units_kind)
+    assert torch.allclose(leave_one_out(model, left_padded, units_kind).loss, expected[..., 0], rtol=1e-9, atol=1e-12)
+
+
 def test_single_precision_agrees_to_a_millionth(make_model, random_examples, kind):
     model, examples = make_model(kind, mlp_width=12), random_examples(n=40)
     found = leave_one_out(model, examples)

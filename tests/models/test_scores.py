@@ -4,6 +4,7 @@ Llama's norm rounds to single precision whatever it is given: there other orders
 """
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import torch
 from workbench.errors import UserError
 from workbench.models.anatomy import anatomy, blocks, head_mask, head_shape, matrix, neuron_mask, neuron_shape
 from workbench.models.fingerprint import check_unchanged
-from workbench.models.forward import accuracy, nll
+from workbench.models.forward import accuracy, hidden_states, nll
 from workbench.models.scores import SCORES, Request, order_of, rank, score_units, unit_scores
 from workbench.models.units import units_of
 
@@ -156,16 +157,17 @@ def seen_inputs(request, module):
         handle = module.register_forward_pre_hook(lambda _, given, caught=caught: caught.append(given[0]))
         length = int(one.answer_position[0]) + 1
         with torch.no_grad():
-            request.model(input_ids=one.tokens[:, :length], use_cache=False)
+            hidden_states(request.model, one, length)
         handle.remove()
-        rows.append(caught[0][0])
+        real = slice(None) if one.attention_mask is None else one.attention_mask[0, :length]
+        rows.append(caught[0][0][real])
     return torch.cat(rows)
 
 
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("word", WORDS)
-def test_wanda_is_weight_times_norm_of_the_input(ask, word, padded):
-    r = ask(units=word, padded=padded)
+def test_wanda_is_weight_times_norm_of_the_input(ask, left_padded, word, padded):
+    r = replace(ask(units=word), examples=left_padded) if padded else ask(units=word)
     norms = {m: seen_inputs(r, m).norm(dim=0) for m in dict.fromkeys(r.units.modules(r.model))}
     check(r, "wanda", by_unit(r, lambda m: matrix(m).abs() * norms[m], some(r)))
 
