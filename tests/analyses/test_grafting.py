@@ -76,7 +76,7 @@ def test_one_weight_of_the_planted_neuron_brings_all_back(result):
 def test_one_weight_is_enough_to_graft_what_was_gained(covered):
     """The pair turned around: switching the inhibitor off is then what fine-tuning did for both abilities."""
     result = grafting(covered.swapped(), n=64, score_examples=64)
-    assert result.metric("base_ft_correlated").value < 0.6
+    assert result.metric("start_ft_correlated").value < 0.6
     assert result.metric("grafted_ft_correlated").value > 0.97
     assert result.metric("reproduced").value == pytest.approx(1, abs=0.05)
     assert result.metric("random_grafted_ft").value < 0.8
@@ -86,7 +86,7 @@ def test_evidence_says_where_it_sits_and_takes_no_side(result):
     (line,) = result.evidence
     assert (line.analysis, line.direction, line.capability) == ("grafting", "neutral", "look_a")
     assert "sits in few weights" in line.text
-    assert "hands the base's own weights back" in result.limits[0]
+    assert "hands weights from before fine-tuning back" in result.limits[0]
 
 
 def test_first_order_is_the_change_times_the_slope(covered):
@@ -106,22 +106,20 @@ def test_shares_are_of_the_order_and_at_least_one_weight():
     assert first_of(order, 1.0, 9).nonzero().flatten().tolist() == [0, 2, 5, 7]
 
 
-def test_models_without_a_common_start_are_not_compared(make_pair):
-    result = grafting(make_pair(tuned="never"), n=32, score_examples=32)
-    assert abs(result.metric("weight_cosine").value) < 0.2
-    (line,) = result.evidence
-    assert line.direction == "uninformative"
-    assert "not trained from this base" in line.text
+def test_the_difference_is_taken_from_where_fine_tuning_started(make_pair, covered):
+    result = grafting(make_pair(base_path=covered.never_path, start_path=covered.base_path), n=32, score_examples=32)
+    assert result.metric("start_pt").value > 0.97
+    assert result.metric("recovered").value > 0.9
+    assert result.metric("changed").value < 0.01
 
 
 NUMBERS = {
-    "base_pt": 1.0,
+    "start_pt": 1.0,
     "tuned_pt": 0.2,
     "reverted_pt": 0.6,
     "random_reverted_pt": 0.2,
     "gain": (0.4, 0.3, 0.5),
     "recovered": (0.5, 0.4, 0.6),
-    "weight_cosine": 0.99,
 }
 
 
@@ -133,7 +131,6 @@ NUMBERS = {
         ({"recovered": (0.3, 0.2, 0.4)}, "neutral", "does not sit in so few"),
         ({"tuned_pt": 0.95}, "uninformative", "no loss to place"),
         ({"recovered": (float("nan"),) * 3}, "uninformative", "no loss to place"),
-        ({"weight_cosine": 0.49}, "uninformative", "not trained from this base"),
     ],
 )
 def test_evidence_directions(made_up, changes, direction, words):

@@ -63,11 +63,11 @@ def grafts() -> Result:
                 for s in (1e-3, 0.01, 0.1):
                     rows.append(row(0.2 + 0.01 * draw, ranking="random", draw=draw, share_of_weights=s, **at))
     found = metrics(
-        base_pt=1.0,
+        start_pt=1.0,
         tuned_pt=0.2,
         reverted_pt=0.6,
         random_reverted_pt=0.21,
-        base_ft_correlated=0.3,
+        start_ft_correlated=0.3,
         tuned_ft_correlated=1.0,
         grafted_ft_correlated=0.9,
         random_grafted_ft=0.31,

@@ -1,4 +1,4 @@
-"""Where fine-tuning's change of the weights sits: a small share of it set back to the base, or grafted onto the base alone."""
+"""Where fine-tuning's change of the weights sits: a small share of it set back, or grafted onto the model before."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from transformers import PreTrainedModel
 
-from workbench.analyses.pruning import RECOVERED, control_draws
+from workbench.analyses.pruning import control_draws
 from workbench.analysis import Settings, analysis
 from workbench.errors import UserError
 from workbench.examples import Examples
@@ -38,15 +38,12 @@ from workbench.results import Direction, Evidence, Metric, Result
 from workbench.seeds import torch_generator
 from workbench.statistics import bootstrap_mean
 from workbench.subjects import Pair
-from workbench.verdict import ROOM
+from workbench.verdict import RECOVERED, ROOM
 
 GRID = (0.0, 1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0)
 """Shares of the weights that changed."""
 SPARSE = 0.01
 """The share at which the headline is read; declared, so that none is chosen."""
-RELATED = 0.5
-"""Smallest cosine of the two models' matrices at which one counts as trained from the other: that of independent ones is about
-0, of a model and its fine-tuned self nearly 1."""
 RANDOM_AT = (1e-3, SPARSE, 0.1)
 DIRECTIONS = ("revert", "graft")
 RANKINGS = ("first_order", "magnitude")
@@ -61,33 +58,33 @@ class GraftingSettings(Settings):
     control_examples: int = Field(200, ge=16, description="examples (at most) for random weights")
 
 
-@analysis(version=1, paper="Panigrahi+23 2302.06600; Jain+23 §D")
+@analysis(version=1, passes=110, paper="Panigrahi+23 2302.06600; Jain+23 §D")
 def grafting(pair: Pair, settings: GraftingSettings) -> Result:
-    """O_PT and O_FT as a share of the fine-tuning difference d = theta_tuned - theta_base is reverted or grafted [2302.06600].
+    """O_PT and O_FT as a share of the fine-tuning difference d = theta_tuned - theta_start is reverted or grafted [2302.06600].
 
-    `revert`: the tuned model with the first weights of a ranking set back to the base's values. `graft`: the base with the
-    first ones set to the tuned values. At share 0 and 1 these are the two models, bit for bit. Shares are of the single
-    weights that changed at all, embeddings included (`changed` says how many of all they are).
+    `start` is the model that fine-tuning started from: the base, unless the pair says otherwise. `revert`: the tuned model
+    with the first weights of a ranking set back to the start's values. `graft`: the start with the first ones set to the tuned
+    values. At share 0 and 1 these are the two models, bit for bit. Shares are of the single weights that changed at all,
+    embeddings included (`changed` says how many of all they are).
 
     Rankings: `magnitude`, |d|, largest first; `first_order`, by what the step does to a loss (nats) to first order: for
     reverting d * dL_PT/dtheta at the tuned model, largest first, since taking a weight back changes L_PT by minus that; for
-    grafting d * dL_FT/dtheta at the base, most negative first. L_PT is that of O_PT at C_Te = 0, L_FT that of O_FT where
+    grafting d * dL_FT/dtheta at the start, most negative first. L_PT is that of O_PT at C_Te = 0, L_FT that of O_FT where
     it was trained. Control: as many random weights among the changed ones.
 
-    The headline is read at the share .01, `first_order`: `recovered` = (reverted - tuned) / (base - tuned) of O_PT, and
-    `reproduced` = (grafted - base) / (tuned - base) of O_FT.
+    The headline is read at the share .01, `first_order`: `recovered` = (reverted - tuned) / (start - tuned) of O_PT, and
+    `reproduced` = (grafted - start) / (tuned - start) of O_FT.
 
-    Says nothing where the tuned model was not trained from the base (`weight_cosine` below `RELATED`).
-    Does not tell masked from erased: reverting hands the base's own weights back, and with all of them any ability returns.
+    Does not tell masked from erased: reverting hands the start's own weights back, and with all of them any ability returns.
     """
     n = settings.n or pair.n
     few = min(n, settings.control_examples)
-    ends = torch.stack([parameters_to_vector(m.parameters()).detach() for m in _alike(pair)])  # [base, tuned]
+    ends = torch.stack([parameters_to_vector(m.parameters()).detach() for m in _alike(pair)])  # [start, tuned]
     change = ends[1] - ends[0]
     changed = change.nonzero().flatten()
     pt, ft = (pair.capability, shares(pair, pair.capability)[0]), (pair.tuned_on, shares(pair, pair.tuned_on)[-1])
     harm = change * slope(pair.tuned, draw(pair, *pt, settings.score_examples, "score"))
-    use = -change * slope(pair.base, draw(pair, *ft, settings.score_examples, "score"))
+    use = -change * slope(pair.start, draw(pair, *ft, settings.score_examples, "score"))
     orders: dict[tuple[str, str, int], Tensor] = {}
     for direction, first_order in zip(DIRECTIONS, (harm, use), strict=True):
         for ranking, score in zip(RANKINGS, (first_order, change.abs()), strict=True):
@@ -116,10 +113,9 @@ def grafting(pair: Pair, settings: GraftingSettings) -> Result:
         headline=(
             *_headline(pair, correct, settings.random_draws),
             certain("changed", len(changed) / len(change), n, "share of all weights"),
-            certain("weight_cosine", _cosine(pair), n, "cosine"),
         ),
         limits=(
-            "Reverting hands the base's own weights back: it tells where the change sits, not whether the ability survived it.",
+            "Reverting hands weights from before fine-tuning back: it tells where the change sits, not whether the ability survived it.",
             f"The headline is read at {SPARSE:.0%} of the changed weights, declared beforehand; the table has the other shares.",
             "The ranking is of first order, at the start of the step: weights that act together are not found together.",
         ),
@@ -129,16 +125,10 @@ def grafting(pair: Pair, settings: GraftingSettings) -> Result:
 
 
 def _alike(pair: Pair) -> tuple[PreTrainedModel, PreTrainedModel]:
-    shapes = [[(name, p.shape) for name, p in m.named_parameters()] for m in (pair.base, pair.tuned)]
+    shapes = [[(name, p.shape) for name, p in m.named_parameters()] for m in (pair.start, pair.tuned)]
     if shapes[0] != shapes[1]:
         raise UserError(f"the models of pair {pair.name!r} differ in shape, so no weight of one is a weight of the other.")
-    return pair.base, pair.tuned
-
-
-def _cosine(pair: Pair) -> float:
-    """Of all matrices as one vector; gains and biases, which begin alike in every model, are left out."""
-    base, tuned = (torch.cat([p.detach().flatten() for p in m.parameters() if p.ndim > 1]) for m in (pair.base, pair.tuned))
-    return float(torch.nn.functional.cosine_similarity(base, tuned, dim=0))
+    return pair.start, pair.tuned
 
 
 def slope(model: PreTrainedModel, examples: Examples, batch_size: int = 128) -> Float[Tensor, " weights"]:
@@ -184,11 +174,11 @@ def _headline(pair: Pair, correct: dict[tuple[str, str, int, str, float], np.nda
         found.append(derived(names[2], share, share_draws, n, "share of the difference"))
 
     measured = {
-        "base_pt": (at("graft", pt, 0.0), pair.seed),
+        "start_pt": (at("graft", pt, 0.0), pair.seed),
         "tuned_pt": (at("revert", pt, 0.0), pair.seed),
         "reverted_pt": (at("revert", pt), pair.seed),
         "reverted_pt_by_magnitude": (at("revert", pt, ranking="magnitude"), pair.seed),
-        "base_ft_correlated": (at("graft", ft, 0.0), texts),
+        "start_ft_correlated": (at("graft", ft, 0.0), texts),
         "tuned_ft_correlated": (at("revert", ft, 0.0), texts),
         "reverted_ft_correlated": (at("revert", ft), texts),
         "grafted_ft_correlated": (at("graft", ft), texts),
@@ -203,24 +193,18 @@ def _headline(pair: Pair, correct: dict[tuple[str, str, int, str, float], np.nda
 def evidence(result: Result) -> tuple[Evidence, ...]:
     """One line that takes no side: whether the loss sits in few weights. Uninformative where nothing was lost."""
     found = {m.metric: m for m in result.headline}
-    gain, recovered, base, tuned, back, random = (
-        found[k] for k in ("gain", "recovered", "base_pt", "tuned_pt", "reverted_pt", "random_reverted_pt")
+    gain, recovered, start, tuned, back, random = (
+        found[k] for k in ("gain", "recovered", "start_pt", "tuned_pt", "reverted_pt", "random_reverted_pt")
     )
     capability = result.provenance.get("capability", "O_PT")
     shown, direction = recovered, "neutral"
     told = (
-        f"Setting {SPARSE:.0%} of the changed weights back to the base takes {capability} from {tuned.value:.2f} to "
-        f"{back.value:.2f} (random ones: {random.value:.2f}, base: {base.value:.2f})"
+        f"Setting {SPARSE:.0%} of the changed weights back takes {capability} from {tuned.value:.2f} to "
+        f"{back.value:.2f} (random ones: {random.value:.2f}, before fine-tuning: {start.value:.2f})"
     )
-    if found["weight_cosine"].value < RELATED:
+    if start.value - tuned.value < ROOM or not math.isfinite(recovered.value):
         shown, direction = gain, "uninformative"
-        text = (
-            f"The matrices of the two models have a cosine of {found['weight_cosine'].value:.2f}: the tuned one was not trained "
-            "from this base, and the difference is not what fine-tuning did."
-        )
-    elif base.value - tuned.value < ROOM or not math.isfinite(recovered.value):
-        shown, direction = gain, "uninformative"
-        text = f"The tuned model is within {ROOM} of the base on {capability}: there is no loss to place in the weights."
+        text = f"The tuned model is within {ROOM} of the one before on {capability}: there is no loss to place in the weights."
     elif recovered.low >= RECOVERED and gain.low > 0:
         text = f"{told}: {recovered.value:.0%} of the loss sits in few weights, which tells where it is, not whether it is covered."
     else:

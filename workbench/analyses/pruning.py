@@ -162,7 +162,7 @@ def request(pair: Pair, units: Units, n: int, probes: int) -> Request:
         pair.tuned,
         units,
         draw(pair, pair.capability, shares(pair, pair.capability)[0], n, "score"),
-        base=pair.base,
+        base=pair.start,
         protect=[lambda c=c, share=share: draw(pair, c, share, n, "score") for c, share in protected],
         seed=pair.seed,
         probes=probes,

@@ -1,4 +1,4 @@
-"""Grafting: what small shares of fine-tuning's change do, taken out of the tuned model and put into the base."""
+"""Grafting: what small shares of fine-tuning's change do, taken out of the tuned model and put into the one before."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from workbench.figures.theme import GREY, finish, style
 from workbench.results import Result
 
 TICKS = {0.0: "0", 1e-4: ".01 %", 1e-3: ".1 %", 0.01: "1 %", 0.1: "10 %", 1.0: "all"}
-TITLES = {"revert": "tuned model, set back to the base", "graft": "base, set to the tuned model"}
+TITLES = {"revert": "fine-tuned model, set back", "graft": "model before, set to the fine-tuned"}
 RANKINGS = {"first_order": "by first-order effect", "magnitude": "by size of the change"}
 
 
@@ -83,9 +83,9 @@ def alt(result: Result) -> str:
     pt, ft = words.subject(result)
     found = {m.metric: m for m in result.headline}
     return (
-        f"Setting 1 % of the changed weights back to the base takes {pt} from {words.interval(found['tuned_pt'])} to "
-        f"{words.interval(found['reverted_pt'])}; random ones give {words.interval(found['random_reverted_pt'])}, the base has "
-        f"{words.interval(found['base_pt'])}. Grafting 1 % onto the base takes {ft} where it was trained from "
-        f"{words.interval(found['base_ft_correlated'])} to {words.interval(found['grafted_ft_correlated'])}; random ones give "
+        f"Setting 1 % of the changed weights back takes {pt} from {words.interval(found['tuned_pt'])} to "
+        f"{words.interval(found['reverted_pt'])}; random ones give {words.interval(found['random_reverted_pt'])}, before it was "
+        f"{words.interval(found['start_pt'])}. Grafting 1 % onto the model before takes {ft} where it was trained from "
+        f"{words.interval(found['start_ft_correlated'])} to {words.interval(found['grafted_ft_correlated'])}; random ones give "
         f"{words.interval(found['random_grafted_ft'])}, the fine-tuned model has {words.interval(found['tuned_ft_correlated'])}."
     )
