@@ -29,7 +29,7 @@ def per_example(model, module, examples):
 
 @pytest.mark.parametrize("padded", [False, True])
 def test_gradients_and_sizes_are_means_over_single_examples(make_model, random_examples, kind, padded):
-    model, examples = make_model(kind, dtype=torch.float64), random_examples(n=7, padded=padded)
+    model, examples = make_model(kind, dtype=torch.float64), random_examples(n=4, padded=padded)
     modules = projections(model)
     with check_unchanged(model):
         means = mean_gradients(model, modules, examples, batch_size=3)
