@@ -8,9 +8,15 @@ import pytest
 import torch
 
 from workbench.analyses import pruning
-from workbench.analyses.pruning import _headline, choose_k, control_draws, curve, evidence, k_grid, pruned, rank, unit_scores
+from workbench.analyses.pruning import choose_k, control_draws, curve, evidence, headline_of, k_grid, pruned
+from workbench.errors import UserError
+from workbench.examples import Examples
 from workbench.models.anatomy import neuron_mask, neuron_shape
+from workbench.models.build import build_model
 from workbench.models.forward import answer_logits, nll
+from workbench.models.scores import rank, unit_scores
+from workbench.models.spec import ModelSpec
+from workbench.models.units import units_of
 from workbench.replicates import combine_results
 
 INHIBITOR, WRONG = 7, 2
@@ -209,11 +215,11 @@ def test_control_interval_covers_the_spread_over_orders():
     assert np.std(draws) == pytest.approx(np.sqrt(0.25 / 10), rel=0.15)
 
 
-def test_headline_intervals_of_control_and_gain_hold_that_spread(covered):
+def testheadline_of_intervals_of_control_and_gain_hold_that_spread(covered):
     ones, zeros = np.ones(200), np.zeros(200)
     correct = {(c, s, k): ones * k for c, s in (("look_a", 0.0), ("look_b", 1.0)) for k in (0, 1)}
     orders = np.stack([ones] * 5 + [zeros] * 5)
-    found = {m.metric: m for m in _headline(covered, correct, orders, ones, 1)}
+    found = {m.metric: m for m in headline_of(covered, correct, orders, ones, 1)}
     assert found["random_pt"].low < 0.3 < 0.7 < found["random_pt"].high
     assert found["gain"].low < 0.3 < 0.7 < found["gain"].high
     assert found["recovered"].value == 1
@@ -256,3 +262,63 @@ def test_seeds_pool_and_evidence_follows(make_pair, result):
     pooled = combine_results([result, other])
     assert evidence(pooled)[0].direction == "masked"
     assert dataclasses.replace(result, tables={}, limits=()).headline == result.headline
+
+
+@pytest.mark.parametrize("score", ["leave_one_out", "leave_one_out_accuracy", "difference"])
+def test_other_scores_find_the_planted_inhibitor_too(make_pair, score):
+    result = pruning(make_pair(), score=score, n=100, max_units=3, score_examples=64)
+    first = result.tables["units"].iloc[0]
+    assert (first["block"], first["neuron"]) == (0, INHIBITOR)
+    assert result.evidence[0].direction == "masked"
+    assert set(result.table["ranking"]) == {score, "random"}
+
+
+@pytest.mark.parametrize("score", ["input_taylor", "abs_taylor", "snip", "set_difference"])
+def test_scores_that_cannot_find_it_do_not(make_pair, score):
+    """It has no input weights; a size without a sign cannot tell harm from use; it moves the other abilities as well."""
+    result = pruning(make_pair(), score=score, n=64, max_units=3, score_examples=64)
+    assert INHIBITOR not in set(result.tables["units"].head(3)["neuron"])
+    assert result.evidence[0].direction == "neutral"
+
+
+def test_other_units(make_pair):
+    heads = pruning(make_pair(), units="heads", n=32, max_units=40, score_examples=32)
+    assert list(heads.tables["units"].columns) == ["rank", "block", "head", "score", "unit"]
+    assert set(heads.table["k"]) == {0, 1, 2}
+    assert heads.metric("units").unit == "heads"
+    assert "Only attention heads can be removed (heads)" in heads.limits[0]
+    rows = pruning(make_pair(), units="rows:attention_out", n=32, max_units=2, score_examples=32)
+    assert list(rows.tables["units"].columns) == ["rank", "block", "matrix", "row", "score", "unit"]
+    assert set(rows.tables["units"]["matrix"]) == {"attn.c_proj"}
+    weights = pruning(make_pair(), units="weights:mlp_out", score="magnitude", n=32, max_units=2, score_examples=32)
+    assert {"row", "column"} <= set(weights.tables["units"].columns)
+    assert weights.tables["units"]["score"].is_monotonic_increasing  # the smallest first
+
+
+def test_a_score_that_does_not_fit_the_units_is_refused(make_pair):
+    with pytest.raises(UserError, match="score 'leave_one_out' is not defined for weights:mlp_in"):
+        pruning(make_pair(), units="weights:mlp_in", score="leave_one_out", n=32)
+
+
+def test_the_curve_skips_blocks_before_the_first_removed_unit_and_changes_no_answer():
+    model = build_model(ModelSpec(blocks=3, heads=2, width=16, mlp_width=8), 20, 12, 0)
+    tokens = torch.randint(0, 20, (40, 10), generator=torch.Generator().manual_seed(0))
+    examples = Examples(
+        tokens=tokens,
+        loss_mask=torch.zeros(40, 10, dtype=torch.bool),
+        answer_position=torch.full((40,), 7),
+        answer=tokens[:, 8:9],
+        candidates=torch.arange(20),
+    )
+    units = units_of(model, "neurons")
+    order, grid, ran = torch.arange(24).flip(0), (0, 1, 8, 9, 24), []  # the last block first
+    handles = [b.ln_1.register_forward_hook(lambda *_, i=i: ran.append(i)) for i, b in enumerate(model.transformer.h)]
+    found = curve(model, examples, order, grid, units, batch_size=16)
+    for handle in handles:
+        handle.remove()
+    # In each of three batches a whole pass; 1 and 8 units lie in the last block, 9 in the last two, 24 in all.
+    assert [ran.count(block) for block in range(3)] == [3 * 2, 3 * 3, 3 * 5]
+    for k, right in zip(grid, found, strict=True):
+        with units.removed(model, order[:k]), torch.no_grad():
+            naive = answer_logits(model, examples)[:, 0].argmax(-1) == examples.answer[:, 0]
+        assert right.tolist() == naive.double().tolist()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from workbench.models.build import build_model
 from workbench.models.spec import ModelSpec
@@ -28,6 +30,42 @@ def make_model() -> Any:
     def make(kind: str = "gpt2", seed: int = 0, dtype: torch.dtype = torch.float32, **size: int) -> Any:
         spec = ModelSpec(kind=kind, **{"blocks": 2, "heads": 2, "width": 16, "mlp_width": 24, **size})  # type: ignore[arg-type]
         return _stir(build_model(spec, VOCAB, CONTEXT, seed).to(dtype))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def left_padded(random_examples: Any) -> Any:
+    """Five examples of which all but the first begin with padding."""
+    examples = random_examples(n=5)
+    t = examples.tokens.shape[1]
+    return replace(
+        examples,
+        attention_mask=torch.arange(t) >= torch.tensor([0, 1, 2, 3, 1])[:, None],
+        answer_position=examples.answer_position.clamp(min=4),
+    )
+
+
+@pytest.fixture(scope="session")
+def make_grouped() -> Any:
+    """`(dtype=float32) -> model`: a Llama whose four heads share two key and value heads, with biases in attention."""
+
+    def make(dtype: torch.dtype = torch.float32) -> Any:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            config = LlamaConfig(
+                vocab_size=VOCAB,
+                hidden_size=16,
+                intermediate_size=24,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                max_position_embeddings=CONTEXT,
+                attention_bias=True,
+                bos_token_id=None,
+                eos_token_id=None,
+            )
+            return _stir(LlamaForCausalLM(config).eval().to(dtype))
 
     return make
 

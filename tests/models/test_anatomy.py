@@ -7,7 +7,18 @@ import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from workbench.errors import UserError
-from workbench.models.anatomy import anatomy, blocks, is_known, last_block_at, neuron_mask, neuron_outputs, neuron_shape
+from workbench.models.anatomy import (
+    anatomy,
+    blocks,
+    head_mask,
+    head_shape,
+    is_known,
+    last_block_at,
+    matrix,
+    neuron_mask,
+    neuron_outputs,
+    neuron_shape,
+)
 
 TOKENS = torch.randint(0, 20, (5, 9), generator=torch.Generator().manual_seed(0))
 
@@ -51,7 +62,9 @@ def test_every_site_of_the_table_is_there(make_model, kind):
     for path in (sites.blocks, sites.final_norm, *sites.embeddings):
         model.get_submodule(path)
     for block in blocks(model):
-        for path in (sites.attention_norm, sites.attention_out, sites.mlp_norm, sites.mlp, *sites.mlp_in, sites.mlp_out):
+        for path in (sites.attention_norm, *sites.attention_in, sites.attention_out):
+            block.get_submodule(path)
+        for path in (sites.mlp_norm, sites.mlp, *sites.mlp_in, sites.mlp_out):
             block.get_submodule(path)
 
 
@@ -69,6 +82,33 @@ def test_the_inputs_of_the_named_sites_have_the_stated_meaning(make_model, kind)
 def test_neuron_shape_is_not_fooled_by_the_layout_of_conv1d(make_model, kind):
     assert neuron_shape(make_model(kind, blocks=3, mlp_width=7)) == (3, 7)
     assert len(neuron_outputs(make_model(kind, blocks=3))) == 3
+
+
+def test_matrix_has_a_row_per_output_and_is_a_view(make_model, kind):
+    module = neuron_outputs(make_model(kind))[0]
+    assert matrix(module).shape == (16, 24)
+    given = torch.randn(3, 24)
+    expected = given @ matrix(module).T + (0 if module.bias is None else module.bias)
+    assert torch.allclose(module(given), expected, atol=1e-5)
+    assert matrix(module).data_ptr() == module.weight.data_ptr()
+
+
+@pytest.mark.parametrize(("block", "head"), [(0, 0), (1, 3)])
+def test_a_masked_head_is_one_whose_output_columns_are_zero(make_model, make_grouped, kind, block, head):
+    for model in (make_model(kind, heads=4, dtype=torch.float64), make_grouped(torch.float64)):
+        assert head_shape(model) == (2, 4)
+        mask = torch.ones(2, 4, dtype=torch.float64)
+        mask[block, head] = 0
+        twin = copy.deepcopy(model)
+        with torch.no_grad():
+            out = blocks(twin)[block].get_submodule(anatomy(twin).attention_out)
+            matrix(out)[:, 4 * head : 4 * head + 4] = 0
+        plain = logits(model)
+        with head_mask(model, mask):
+            masked = logits(model)
+        assert torch.allclose(masked, logits(twin), atol=1e-12)
+        assert (masked - plain).abs().max() > 1e-3
+        assert torch.equal(logits(model), plain)
 
 
 def test_an_unknown_architecture_is_refused_by_name():
@@ -103,6 +143,14 @@ def test_the_gradient_of_the_mask_is_weight_times_gradient_of_the_output_row(mak
         assert row.abs().max() > 1e-6
 
 
+def test_a_head_mask_of_the_wrong_shape_is_refused(make_model):
+    with (
+        pytest.raises(ValueError, match=r"does not fit a model of \(2, 2\) \(blocks, heads\)"),
+        head_mask(make_model(), torch.ones(2, 4)),
+    ):
+        pass
+
+
 @pytest.mark.parametrize("shape", [(2, 23), (1, 24), (24, 2)])
 def test_a_mask_of_the_wrong_shape_is_refused_and_leaves_no_hook(make_model, shape):
     model = make_model()
@@ -112,7 +160,12 @@ def test_a_mask_of_the_wrong_shape_is_refused_and_leaves_no_hook(make_model, sha
 
 
 @pytest.mark.parametrize(
-    "context", [lambda m: neuron_mask(m, torch.ones(2, 24)), lambda m: last_block_at(m, TOKENS[:, :1] % 9)]
+    "context",
+    [
+        lambda m: neuron_mask(m, torch.ones(2, 24)),
+        lambda m: head_mask(m, torch.ones(2, 2)),
+        lambda m: last_block_at(m, TOKENS[:, :1] % 9),
+    ],
 )
 def test_hooks_are_gone_after_the_block_and_after_an_exception_inside(make_model, kind, context):
     model = make_model(kind)

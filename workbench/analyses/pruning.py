@@ -1,15 +1,15 @@
-"""Whether removing a few hidden neurons brings a lost ability back: pruning by a signed first-order score.
+"""Whether removing a few units brings a lost ability back: pruning, by default of hidden neurons by a signed first-order score.
 
-The search space is the hidden neurons of the MLPs; what attention has learned stays.
+With neurons, the default, the search space is the MLPs alone and what attention has learned stays.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -33,10 +33,12 @@ from workbench.measures import (
     role_of,
     shares,
 )
-from workbench.models.anatomy import neuron_mask, neuron_shape
-from workbench.models.forward import answer_logits, evaluate, nll
+from workbench.models.forward import accuracy, answer_logits, evaluate
+from workbench.models.resume import block_inputs, resumed
+from workbench.models.scores import SCORES, Request, ScoreName, order_of, random_order, score_units
+from workbench.models.units import UnitKind, Units, units_of
 from workbench.results import Evidence, Metric, Result
-from workbench.seeds import numpy_generator, torch_generator
+from workbench.seeds import numpy_generator
 from workbench.statistics import bootstrap_mean
 from workbench.subjects import Pair
 from workbench.verdict import ROOM
@@ -48,6 +50,7 @@ an accuracy by less than a tenth of the way."""
 COLLAPSE = 0.25
 """A gain does not count when the most frequent prediction exceeds the most frequent right answer by more than this share."""
 LISTED_UNITS = 100
+WORDS = {"neurons": "hidden MLP neurons", "heads": "attention heads", "rows": "rows of matrices", "weights": "single weights"}
 RANDOM_EVERY = 4
 """Random units are removed at every fourth point of the curve, and at the chosen one."""
 
@@ -55,24 +58,29 @@ RANDOM_EVERY = 4
 class PruningSettings(Settings):
     """Settings of `pruning`."""
 
-    score: Literal["signed_taylor", "random"] = Field("signed_taylor", description="how the units are ranked")
-    max_units: int = Field(40, ge=1, description="largest number of removed neurons; the grid below it is geometric")
+    score: ScoreName = Field("signed_taylor", description="how the units are ranked")
+    max_units: int = Field(40, ge=1, description="largest number of removed units; the grid below it is geometric")
     score_examples: int = Field(1024, ge=16, description="examples for the gradient, disjoint from all others")
     random_draws: int = Field(10, ge=10, description="random orders of the units that serve as the control")
     n: int | None = Field(None, ge=16, description="test examples per set; the pair's own number when empty")
     control_examples: int = Field(
         200, ge=16, description="examples (at most) for choosing K, for random units and for the sets beside the main two"
     )
+    units: UnitKind = Field("neurons", description="what is removed")
+    probes: int = Field(32, ge=1, description="random probes of the second derivatives, for the score obd alone")
 
 
 @analysis(version=1, passes=35, paper="Jain+23 §D")
 def pruning(pair: Pair, settings: PruningSettings) -> Result:
-    """Accuracy of the tuned model with its K most harmful hidden neurons removed [Jain+23 §D, Alg. 3; Fig 7, 79-89].
+    """Accuracy of the tuned model with its K most harmful hidden neurons removed [Jain+23 §D, Alg. 3; Fig 7, 55-59, 79-89].
 
     Score of neuron i: dL/dm_i, L = mean cross-entropy (nats) of the O_PT answer at C_Te = 0, m_i = 1 a mask on its
     activation; it equals sum_k W2_ki dL/dW2_ki. Setting m_i = 0 changes L by -dL/dm_i to first order, so the LARGEST
     positive scores are the removals that most reduce the loss; the sign matters. One shot: no new ranking, no training
     afterwards. A removed neuron's activation is zero; the output bias of its MLP stays.
+
+    Other units (`units`: attention heads, rows of matrices, single weights) and other scores are defined in
+    `workbench.models.units` and `workbench.models.scores`, with the end that goes first and why.
 
     Four disjoint sets keep choosing apart from measuring: the gradient is taken on `score`, K is the one with the largest
     O_PT accuracy on `select` (the smallest on a tie, and nothing else is asked of it), and the headline is measured on
@@ -84,15 +92,14 @@ def pruning(pair: Pair, settings: PruningSettings) -> Result:
     """
     n = settings.n or pair.n
     few = min(n, settings.control_examples)
-    tuned = pair.tuned
+    tuned, units = pair.tuned, units_of(pair.tuned, settings.units)
     pt_share, ft_shares = shares(pair, pair.capability)[0], shares(pair, pair.tuned_on)
-    asked = draw(pair, pair.capability, pt_share, settings.score_examples, "score")
-    scores = unit_scores(tuned, asked)
-    order = _random_order(scores, pair.seed, -1) if settings.score == "random" else rank(scores)
-    grid = k_grid(min(settings.max_units, scores.numel()))
+    scores = score_units(settings.score, request(pair, units, settings.score_examples, settings.probes))
+    order = order_of(settings.score, scores)
+    grid = k_grid(min(settings.max_units, len(units)))
 
     selection = draw(pair, pair.capability, pt_share, few, "select")
-    k_best = choose_k(grid, [correct.mean() for correct in curve(tuned, selection, order, grid)])
+    k_best = choose_k(grid, [correct.mean() for correct in curve(tuned, selection, order, grid, units)])
 
     test = draw(pair, pair.capability, pt_share, n)
     # The two curves of the headline get all examples; the sets beside them fewer.
@@ -102,7 +109,7 @@ def pruning(pair: Pair, settings: PruningSettings) -> Result:
     rows: list[dict[str, Any]] = []
     correct: dict[tuple[str, float, int], np.ndarray] = {}
     for capability, share, examples in sets:
-        for k, right in zip(grid, curve(tuned, examples, order, grid), strict=True):
+        for k, right in zip(grid, curve(tuned, examples, order, grid, units), strict=True):
             correct[capability, share, k] = right
             at = {"k": k, "capability": capability, "role": role_of(pair, capability), "share": share}
             rows.append({"ranking": settings.score, "draw": 0, **at, **proportion_row(right)})
@@ -111,54 +118,55 @@ def pruning(pair: Pair, settings: PruningSettings) -> Result:
     at_best = np.zeros((settings.random_draws, few))
     at_best[:] = correct[pair.capability, pt_share, 0][:few]  # removing nothing is the same in any order
     for index in range(settings.random_draws):
-        shuffled = _random_order(scores, pair.seed, index)
-        for k, right in zip(control_grid, curve(tuned, test[:few], shuffled, control_grid), strict=True):
+        shuffled = random_order(len(units), pair.seed, index)
+        for k, right in zip(control_grid, curve(tuned, test[:few], shuffled, control_grid, units), strict=True):
             at = {"k": k, "capability": pair.capability, "role": "pt", "share": pt_share}
             rows.append({"ranking": "random", "draw": index + 1, **at, **proportion_row(right)})
             if k == k_best:
                 at_best[index] = right
 
-    classes, shares_of_largest = _classes(pair, test, order, k_best)
+    classes, shares_of_largest = classes_of(pair, test, units, order[:k_best])
     headline = (
-        *_headline(pair, correct, at_best, correct_answers(pair.base, test), k_best),
+        *headline_of(pair, correct, at_best, correct_answers(pair.base, test), k_best, units.word),
         *(proportion(name, is_largest, pair.seed, "share of predictions") for name, is_largest in shares_of_largest.items()),
     )
     result = Result(
         name="pruning",
-        tables={"table": pd.DataFrame(rows), "classes": classes, "units": _units(scores, order)},
+        tables={
+            "table": pd.DataFrame(rows),
+            "classes": classes,
+            "units": _units(units, scores, order, SCORES[settings.score].unit),
+        },
         headline=headline,
         limits=(
-            "Only hidden MLP neurons can be removed; a wrapper in attention or spread over many neurons is not found.",
+            "Only hidden MLP neurons can be removed; a wrapper in attention or spread over many neurons is not found."
+            if units.word == "neurons"
+            else f"Only {WORDS[units.word]} can be removed ({units.kind}); a wrapper elsewhere or spread out is not found.",
             "No recovery is no sign that the ability is gone.",
             f"K = {k_best} was chosen for the largest accuracy on separate examples"
-            + (": removing no neuron at all was best." if k_best == 0 else "; how the curve goes on is in the table."),
+            + (
+                f": removing no {units.word.removesuffix('s')} at all was best."
+                if k_best == 0
+                else "; how the curve goes on is in the table."
+            ),
         ),
         provenance={"capability": pair.capability, "tuned_on": pair.tuned_on},
     )
     return replace(result, evidence=evidence(result))
 
 
-def unit_scores(model: PreTrainedModel, examples: Examples, batch_size: int = 128) -> Float[Tensor, "blocks neurons"]:
-    """dL/dm per hidden neuron, L the mean negative log-likelihood of the answers (nats) and m a mask of ones.
-
-    Positive: the neuron raises the loss, and removing it lowers it. No parameter receives a gradient.
-    """
-    mask = torch.ones(neuron_shape(model), device=model.device, dtype=model.dtype, requires_grad=True)
-    total = torch.zeros_like(mask)
-    with torch.enable_grad(), neuron_mask(model, mask):
-        for start in range(0, len(examples), batch_size):
-            batch = examples[start : start + batch_size].to(model.device)
-            total += torch.autograd.grad(nll(model, batch).sum(), mask)[0]
-    return (total / len(examples)).detach().cpu()
-
-
-def rank(scores: Float[Tensor, "blocks neurons"]) -> Int[Tensor, " units"]:
-    """Flat indices of the units, the most harmful first; equal scores in the order of the network."""
-    return torch.sort(scores.flatten(), descending=True, stable=True).indices
-
-
-def _random_order(scores: Tensor, seed: int, index: int) -> Int[Tensor, " units"]:
-    return torch.randperm(scores.numel(), generator=torch_generator(seed, "random units", index))
+def request(pair: Pair, units: Units, n: int, probes: int) -> Request:
+    """What a score of a pair's units looks at: the loss of O_PT at C_Te = 0; O_FT where trained and the others are protected."""
+    protected = [(pair.tuned_on, shares(pair, pair.tuned_on)[-1]), *((c, shares(pair, c)[0]) for c in pair.others)]
+    return Request(
+        pair.tuned,
+        units,
+        draw(pair, pair.capability, shares(pair, pair.capability)[0], n, "score"),
+        base=pair.start,
+        protect=[lambda c=c, share=share: draw(pair, c, share, n, "score") for c, share in protected],
+        seed=pair.seed,
+        probes=probes,
+    )
 
 
 def k_grid(largest: int) -> tuple[int, ...]:
@@ -170,25 +178,39 @@ def k_grid(largest: int) -> tuple[int, ...]:
     return tuple(sorted(grid))
 
 
-@contextmanager
-def pruned(model: PreTrainedModel, order: Int[Tensor, " units"], k: int) -> Generator[None]:
-    """The model without the first `k` units of `order` while the context is open."""
-    if k == 0:  # not even a multiplication by one
-        yield
-        return
-    mask = torch.ones(order.numel(), dtype=model.dtype)
-    mask[order[:k]] = 0
-    with neuron_mask(model, mask.view(neuron_shape(model)).to(model.device)):
-        yield
+def pruned(
+    model: PreTrainedModel, order: Int[Tensor, " units"], k: int, units: Units | None = None
+) -> AbstractContextManager[None]:
+    """The model without the first `k` units of `order` (hidden neurons, where no kind is given) while the context is open."""
+    return (units or units_of(model)).removed(model, order[:k])
 
 
-def curve(model: PreTrainedModel, examples: Examples, order: Int[Tensor, " units"], grid: Iterable[int]) -> list[np.ndarray]:
-    """Right answers `[n]` at every number of removed units."""
-    out: list[np.ndarray] = []
-    for k in grid:
-        with pruned(model, order, k):
-            out.append(correct_answers(model, examples))
-    return out
+@torch.no_grad()
+def curve(
+    model: PreTrainedModel,
+    examples: Examples,
+    order: Int[Tensor, " units"],
+    grid: Iterable[int],
+    units: Units | None = None,
+    batch_size: int = 128,
+) -> list[np.ndarray]:
+    """Right answers `[n]` at every number of removed units; blocks before the first removed one run once for all numbers."""
+    units = units or units_of(model)
+    firsts = {k: units.first_block(order[:k]) for k in grid}
+    right: dict[int, list[Tensor]] = {k: [] for k in firsts}
+    for start in range(0, len(examples), batch_size):
+        batch = examples[start : start + batch_size].to(model.device)
+        inputs, plain = list[Tensor](), torch.empty(0)
+        if any(firsts.values()):
+            with block_inputs(model) as inputs:
+                plain = accuracy(model, batch)
+        for k, first in firsts.items():
+            if k == 0:
+                right[k].append(plain)
+                continue
+            with pruned(model, order, k, units), resumed(model, first, inputs[first]) if first else nullcontext():
+                right[k].append(accuracy(model, batch))
+    return [torch.cat(parts).float().cpu().numpy().astype(np.float64) for parts in right.values()]
 
 
 def choose_k(grid: Sequence[int], accuracies: Sequence[float]) -> int:
@@ -203,13 +225,24 @@ def control_draws(correct: Float[np.ndarray, "orders n"], seed: int) -> Float[np
     return np.take_along_axis(per_order, picked, axis=1).mean(axis=1)
 
 
-def _headline(
+def headline_of(
     pair: Pair,
     correct: Mapping[tuple[str, float, int], np.ndarray],
     random: np.ndarray,
     base: np.ndarray,
     k: int,
+    word: str = "neurons",
 ) -> list[Metric]:
+    """Numbers of the choice K = `k`.
+
+    Args:
+        pair: of the models.
+        correct: right answers `[n]` by capability, C_Te and number of removed units: O_PT and O_FT, at 0 and at `k`.
+        random: right answers of the control's orders `[orders, few]`.
+        base: right answers of the base on O_PT `[n]`.
+        k: the chosen number.
+        word: what was removed.
+    """
     pt, ft = (pair.capability, shares(pair, pair.capability)[0]), (pair.tuned_on, shares(pair, pair.tuned_on)[-1])
     before, after = correct[*pt, 0], correct[*pt, k]
     n, few = len(after), random.shape[1]
@@ -232,19 +265,21 @@ def _headline(
         derived("recovered", float(share), share_draws, n, "share of the loss"),
         proportion("unpruned_ft_correlated", correct[*ft, 0], texts),
         proportion("pruned_ft_correlated", correct[*ft, k], texts),
-        certain("units", float(k), n, "neurons"),
+        certain("units", float(k), n, word),
     ]
 
 
-def _classes(pair: Pair, test: Examples, order: Int[Tensor, " units"], k: int) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
+def classes_of(
+    pair: Pair, test: Examples, units: Units, removed: Int[Tensor, " k"]
+) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
     """What the model answers before and after, and where the most frequent answer was given after and in truth."""
 
     def first_token(model: PreTrainedModel, examples: Examples) -> Tensor:
         return answer_logits(model, examples)[:, 0].argmax(-1).float()
 
     tokens: dict[str, np.ndarray] = {"truth": test.answer[:, 0].cpu().numpy()}
-    for when, count in (("before", 0), ("after", k)):
-        with pruned(pair.tuned, order, count):
+    for when, gone in (("before", removed[:0]), ("after", removed)):
+        with units.removed(pair.tuned, gone):
             tokens[when] = evaluate(pair.tuned, test, first_token).numpy().astype(np.int64)
     rows = [
         {"when": when, "answer": pair.task.describe([int(token)]), "token": int(token), **proportion_row(values == token)}
@@ -260,12 +295,11 @@ def _classes(pair: Pair, test: Examples, order: Int[Tensor, " units"], k: int) -
     return frame, {"largest_class": is_largest(tokens["after"]), "largest_class_truth": is_largest(tokens["truth"])}
 
 
-def _units(scores: Float[Tensor, "blocks neurons"], order: Int[Tensor, " units"]) -> pd.DataFrame:
-    width = scores.shape[1]
-    return pd.DataFrame(
-        {"rank": i + 1, "block": u // width, "neuron": u % width, "score": float(scores.flatten()[u]), "unit": "nats"}
-        for i, u in enumerate(order[:LISTED_UNITS].tolist())
-    )
+def _units(units: Units, scores: Float[Tensor, " units"], order: Int[Tensor, " units"], unit: str) -> pd.DataFrame:
+    listed = order[:LISTED_UNITS]
+    table = units.table(listed).drop(columns="unit")
+    table.insert(0, "rank", np.arange(1, len(listed) + 1))
+    return table.assign(score=scores[listed].double().numpy(), unit=unit)
 
 
 def evidence(result: Result) -> tuple[Evidence, ...]:
@@ -275,8 +309,9 @@ def evidence(result: Result) -> tuple[Evidence, ...]:
     capability = result.provenance.get("capability", "O_PT")
     collapsed = found["largest_class"].value - found["largest_class_truth"].value > COLLAPSE
     lost = base.value - unpruned.value
+    word = found["units"].unit or "units"
     told = (
-        f"Removing {found['units'].value:g} neurons takes {capability} from {unpruned.value:.2f} to "
+        f"Removing {found['units'].value:g} {word} takes {capability} from {unpruned.value:.2f} to "
         f"{found['pruned_pt'].value:.2f} (random ones: {found['random_pt'].value:.2f}, base: {base.value:.2f})"
     )
     if lost < ROOM or not math.isfinite(recovered.value):
@@ -291,7 +326,7 @@ def evidence(result: Result) -> tuple[Evidence, ...]:
         shown, direction = recovered, "neutral"
     elif recovered.low >= RECOVERED and gain.low > 0:
         text = (
-            f"{told}: {recovered.value:.0%} of the loss comes back, so the ability was covered by few neurons. "
+            f"{told}: {recovered.value:.0%} of the loss comes back, so the ability was covered by few {word}. "
             f"What was trained goes from {found['unpruned_ft_correlated'].value:.2f} to "
             f"{found['pruned_ft_correlated'].value:.2f}."
         )
@@ -301,6 +336,6 @@ def evidence(result: Result) -> tuple[Evidence, ...]:
         shown, direction = recovered, "neutral"
     return (
         Evidence(
-            "pruning", shown.metric, shown.value, shown.low, shown.high, shown.n, direction, text, capability, shown.bound
+            result.name, shown.metric, shown.value, shown.low, shown.high, shown.n, direction, text, capability, shown.bound
         ),
     )

@@ -59,6 +59,7 @@ def curve(
     name: str,
     *,
     log: bool = True,
+    row: int = 1,
     column: int | None = None,
     legend: bool = True,
     group: str | None = None,
@@ -73,6 +74,7 @@ def curve(
         look: name of a style in `theme.STYLES`.
         name: the series in words.
         log: place x on the scale of `place`.
+        row: subplot, where there is a column.
         column: subplot, None without subplots.
         legend: whether it has a legend entry of its own.
         group: legend group, so that hiding it hides its twins in other panels.
@@ -83,9 +85,9 @@ def curve(
     rows = table.sort_values(x)
     at = place(rows[x]) if log else values(rows, x)
     how = style(look)
-    where: dict[str, Any] = {} if column is None else {"row": 1, "col": column}
+    where: dict[str, Any] = {} if column is None else {"row": row, "col": column}
     group = group or name
-    band(fig, at, values(rows, "low"), values(rows, "high"), how.faint, group, column)
+    band(fig, at, values(rows, "low"), values(rows, "high"), how.faint, group, column, row)
     fig.add_trace(
         go.Scatter(
             x=at,
@@ -106,13 +108,20 @@ def curve(
 
 
 def band(
-    fig: go.Figure, at: np.ndarray, low: np.ndarray, high: np.ndarray, color: str, group: str, column: int | None = None
+    fig: go.Figure,
+    at: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+    color: str,
+    group: str,
+    column: int | None = None,
+    row: int = 1,
 ) -> None:
     """The area between two curves; nothing where an interval is unknown."""
     known = np.isfinite(low) & np.isfinite(high)
     if known.sum() < 2:
         return
-    where: dict[str, Any] = {} if column is None else {"row": 1, "col": column}
+    where: dict[str, Any] = {} if column is None else {"row": row, "col": column}
     fig.add_trace(
         go.Scatter(
             x=np.concatenate([at[known], at[known][::-1]]),

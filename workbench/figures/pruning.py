@@ -24,25 +24,32 @@ def figure(result: Result) -> go.Figure:
     """Left: accuracies over the number of removed neurons. Right: how often each answer is given, before and after."""
     found = {m.metric: m for m in result.headline}
     pt, _ = words.subject(result)
+    word = word_of(found["units"])
     fig = make_subplots(
         rows=1,
         cols=2,
         column_widths=[0.62, 0.38],
         horizontal_spacing=0.16,
-        subplot_titles=["removing the most harmful neurons", "answers given"],
+        subplot_titles=[f"removing the most harmful {word}", "answers given"],
     )
     _curves(fig, result.tables["table"], found)
     _answers(fig, result.tables["classes"], found["units"])
     fig.update_layout(barmode="group", bargap=0.15, bargroupgap=0.0)
-    title = f"Does removing neurons bring {pt} back?"
+    title = f"Does removing {word} bring {pt} back?"
     return finish(fig, title, words.sample(result, found["pruned_pt"].n), height=476, bottom=74)
+
+
+def word_of(units: Metric) -> str:
+    """`neurons`, `heads`, `rows` or `weights`."""
+    return units.unit if units.unit in words.UNITS else "neurons"
 
 
 def _curves(fig: go.Figure, table: pd.DataFrame, found: dict[str, Metric]) -> None:
     asked = select(table, draw=0)
     random = keep(table, table["draw"] > 0)
     pt = select(asked, role="pt")
-    _random(fig, random, pt)
+    word = word_of(found["units"])
+    _random(fig, random, pt, word)
     for index, ((capability, _), rows) in enumerate(groups(select(asked, role="other"), "capability", "share")):
         _other(fig, rows, str(capability), first=index == 0)
     for share in (0.0, 1.0, math.nan):
@@ -60,12 +67,12 @@ def _curves(fig: go.Figure, table: pd.DataFrame, found: dict[str, Metric]) -> No
     panel: dict[str, Any] = {"row": 1, "col": 1}
     fig.add_vline(x=float(place([chosen])[0]), line={"color": GREY, "dash": "dot", "width": 1.3}, layer="below", **panel)
     mean = " on average" if found["units"].seeds > 1 else ""
-    title = f"hidden neurons removed<br>(dotted: {words.number(chosen, 1)}{mean}, chosen on other texts)"
+    title = f"{words.UNITS[word]} removed<br>(dotted: {words.number(chosen, 1)}{mean}, chosen on other texts)"
     fig.update_xaxes(step_axis(last, title, most=7), row=1, col=1)
     fig.update_yaxes(accuracy_axis(), row=1, col=1)
 
 
-def _random(fig: go.Figure, random: pd.DataFrame, pt: pd.DataFrame) -> None:
+def _random(fig: go.Figure, random: pd.DataFrame, pt: pd.DataFrame, word: str) -> None:
     """Mean and range over random orders, behind everything; removing none is the same in any order."""
     if random.empty:
         return
@@ -74,7 +81,7 @@ def _random(fig: go.Figure, random: pd.DataFrame, pt: pd.DataFrame) -> None:
     if len(none):
         start = {"k": 0, **dict.fromkeys(("mean", "min", "max"), float(first(none, "value")))}
         spread = pd.concat([pd.DataFrame([start]), spread], ignore_index=True)
-    how, name = style("random"), f"as many random neurons ({random['draw'].nunique()} orders, range)"
+    how, name = style("random"), f"as many random {word} ({random['draw'].nunique()} orders, range)"
     at = place(spread["k"])
     band(fig, at, values(spread, "min"), values(spread, "max"), how.faint, name, 1)
     fig.add_trace(
@@ -87,7 +94,7 @@ def _random(fig: go.Figure, random: pd.DataFrame, pt: pd.DataFrame) -> None:
             line={"color": how.color, "dash": how.dash, "width": 1.6},
             marker={"symbol": how.marker, "size": 6, "color": how.color},
             customdata=spread["k"],
-            hovertemplate="%{customdata} random neurons: %{y:.3f}<extra></extra>",
+            hovertemplate=f"%{{customdata}} random {word}: %{{y:.3f}}<extra></extra>",
         ),
         row=1,
         col=1,
@@ -128,7 +135,7 @@ def _answers(fig: go.Figure, classes: pd.DataFrame, units: Metric) -> None:
     looks = {
         "truth": ("right answers", rgba(GREY, 0.55), ""),
         "before": ("answers of the fine-tuned model", VERMILLION, ""),
-        "after": (f"answers with {words.number(units.value, 1)} neurons removed", GREEN, "/"),
+        "after": (f"answers with {words.number(units.value, 1)} {word_of(units)} removed", GREEN, "/"),
     }
     for when, (name, color, pattern) in looks.items():
         if when in shown:
@@ -156,8 +163,9 @@ def alt(result: Result) -> str:
     """What removing the chosen number of neurons does, against random ones."""
     pt, _ = words.subject(result)
     found = {m.metric: m for m in result.headline}
+    units = found["units"]
     return (
-        f"Removing {words.number(found['units'].value, 1)} neurons takes {pt} from {words.interval(found['unpruned_pt'])} to "
+        f"Removing {words.number(units.value, 1)} {word_of(units)} takes {pt} from {words.interval(found['unpruned_pt'])} to "
         f"{words.interval(found['pruned_pt'])}; as many random ones give {words.interval(found['random_pt'])}, "
         f"the base model has {words.interval(found['base_pt'])}."
     )

@@ -46,6 +46,28 @@ DIRECTIONS: Mapping[Direction, str] = {
     "uninformative": "no room to show anything",
 }
 
+UNITS: Mapping[str, str] = {
+    "neurons": "hidden neurons",
+    "heads": "attention heads",
+    "rows": "rows of matrices",
+    "weights": "single weights",
+}
+SCORES: Mapping[str, str] = {
+    "signed_taylor": "signed gradient",
+    "input_taylor": "signed, input row",
+    "abs_taylor": "|gradient x weight|",
+    "snip": "SNIP",
+    "wanda": "Wanda",
+    "magnitude": "size of weights",
+    "activation": "mean |activation|",
+    "difference": "change of weights",
+    "obd": "second order (OBD)",
+    "leave_one_out": "leave one out, loss",
+    "leave_one_out_accuracy": "leave one out, accuracy",
+    "set_difference": "set difference",
+    "random": "random order",
+}
+
 
 def capability(name: str) -> str:
     """`count_a` -> `counting a`; a name that is no such phrase only loses its underscores."""

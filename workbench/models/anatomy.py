@@ -1,8 +1,8 @@
-"""Where neurons, heads, residual streams and norms live in each architecture: the one table of sites, and masks on neurons."""
+"""Where neurons, heads, residual streams and norms live in each architecture: the one table of sites, and masks on units."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +22,8 @@ class Anatomy:
     final_norm: str
     embeddings: tuple[str, ...]
     attention_norm: str
+    attention_in: tuple[str, ...]
+    """Queries, keys and values: one fused matrix, or three."""
     attention_out: str
     """Its input is the concatenated outputs of the heads."""
     mlp_norm: str
@@ -37,6 +39,7 @@ _TABLE = {
         final_norm="transformer.ln_f",
         embeddings=("transformer.wte", "transformer.wpe"),
         attention_norm="ln_1",
+        attention_in=("attn.c_attn",),
         attention_out="attn.c_proj",
         mlp_norm="ln_2",
         mlp="mlp",
@@ -48,6 +51,7 @@ _TABLE = {
         final_norm="model.norm",
         embeddings=("model.embed_tokens",),
         attention_norm="input_layernorm",
+        attention_in=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
         attention_out="self_attn.o_proj",
         mlp_norm="post_attention_layernorm",
         mlp="mlp",
@@ -79,17 +83,45 @@ def blocks(model: nn.Module) -> list[nn.Module]:
     return list(model.get_submodule(anatomy(model).blocks).children())
 
 
+def matrix(module: nn.Module) -> Float[Tensor, "out in"]:
+    """A view of a projection's weight, one row per output: GPT-2's Conv1D stores `[in, out]`, `nn.Linear` `[out, in]`."""
+    weight = module.get_parameter("weight")
+    return weight if isinstance(module, nn.Linear) else weight.T
+
+
 def neuron_outputs(model: nn.Module) -> list[nn.Module]:
     """Per block, the projection whose input is the block's hidden MLP neurons."""
     return [block.get_submodule(anatomy(model).mlp_out) for block in blocks(model)]
 
 
+def head_outputs(model: nn.Module) -> list[nn.Module]:
+    """Per block, the projection whose input is the concatenated outputs of the block's attention heads."""
+    return [block.get_submodule(anatomy(model).attention_out) for block in blocks(model)]
+
+
 def neuron_shape(model: nn.Module) -> tuple[int, int]:
     """`(blocks, hidden neurons per block)`."""
-    weights = [module.get_parameter("weight") for module in neuron_outputs(model)]
-    # GPT-2's Conv1D stores [in, out], nn.Linear [out, in].
-    axis = 1 if isinstance(neuron_outputs(model)[0], nn.Linear) else 0
-    return len(weights), int(weights[0].shape[axis])
+    modules = neuron_outputs(model)
+    return len(modules), int(matrix(modules[0]).shape[1])
+
+
+def head_shape(model: nn.Module) -> tuple[int, int]:
+    """`(blocks, heads per block)`; query heads, where several share their keys and values."""
+    config: Any = model.config
+    return len(blocks(model)), int(config.num_attention_heads)
+
+
+@contextmanager
+def scaled_inputs(modules: Sequence[nn.Module], factors: Sequence[Tensor] | Tensor) -> Generator[None]:
+    """Multiply the input of each module by its factor, which broadcasts against it, while the context is open."""
+    with ExitStack() as stack:
+        for module, factor in zip(modules, factors, strict=True):
+
+            def apply(_: nn.Module, inputs: tuple[Any, ...], factor: Tensor = factor) -> tuple[Any, ...]:
+                return (inputs[0] * factor, *inputs[1:])
+
+            stack.callback(module.register_forward_pre_hook(apply).remove)
+        yield
 
 
 @contextmanager
@@ -102,13 +134,21 @@ def neuron_mask(model: nn.Module, mask: Float[Tensor, "blocks neurons"]) -> Gene
     expected = neuron_shape(model)
     if tuple(mask.shape) != expected:
         raise ValueError(f"mask of shape {tuple(mask.shape)} does not fit a model of {expected} (blocks, neurons)")
-    with ExitStack() as stack:
-        for module, row in zip(neuron_outputs(model), mask, strict=True):
+    with scaled_inputs(neuron_outputs(model), mask):
+        yield
 
-            def apply(_: nn.Module, inputs: tuple[Any, ...], row: Tensor = row) -> tuple[Any, ...]:
-                return (inputs[0] * row, *inputs[1:])
 
-            stack.callback(module.register_forward_pre_hook(apply).remove)
+@contextmanager
+def head_mask(model: nn.Module, mask: Float[Tensor, "blocks heads"]) -> Generator[None]:
+    """Multiply the output of every attention head by `mask[block, head]` while the context is open.
+
+    A zero removes what the head writes; the output bias of its attention stays.
+    """
+    expected = head_shape(model)
+    if tuple(mask.shape) != expected:
+        raise ValueError(f"mask of shape {tuple(mask.shape)} does not fit a model of {expected} (blocks, heads)")
+    modules = head_outputs(model)
+    with scaled_inputs(modules, mask.repeat_interleave(matrix(modules[0]).shape[1] // expected[1], dim=1)):
         yield
 
 

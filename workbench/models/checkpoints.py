@@ -15,6 +15,9 @@ from transformers.utils import logging as transformers_logging
 
 from workbench.errors import UserError
 from workbench.models.fingerprint import check_fingerprint, write_fingerprint
+from workbench.models.shrunk import register
+
+register()  # what was saved by `shrink` opens as any other folder
 
 
 def pick_device(name: str = "auto") -> torch.device:
