@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from workbench.analyses import pruning
-from workbench.analyses.pruning import choose_k, control_draws, curve, evidence, headline_of, k_grid, pruned
+from workbench.analyses.pruning import choose_k, control_draws, curve, evidence, headline_of, k_grid, pruned, recovered
 from workbench.errors import UserError
 from workbench.examples import Examples
 from workbench.models.anatomy import neuron_mask, neuron_shape
@@ -168,6 +168,13 @@ def test_examples_for_score_choice_and_test_are_different_draws(make_pair, task)
     assert {split for name, split in task.log if name != "look_a"} == {"test"}
 
 
+def test_the_loss_is_taken_where_the_shortcut_fails(make_pair, task):
+    task.drawn.clear()
+    pruning(make_pair(), n=32, control_examples=16, score_examples=16, max_units=2)
+    assert {share for name, _, share in task.drawn if name == "look_a"} == {0.0}
+    assert {share for name, _, share in task.drawn if name == "look_b"} == {0.0, 1.0}
+
+
 def test_a_model_that_never_had_it_gets_nothing_back(make_pair):
     result = pruning(make_pair(tuned="never"), n=200, score_examples=256)
     (line,) = result.evidence
@@ -215,14 +222,25 @@ def test_control_interval_covers_the_spread_over_orders():
     assert np.std(draws) == pytest.approx(np.sqrt(0.25 / 10), rel=0.15)
 
 
-def testheadline_of_intervals_of_control_and_gain_hold_that_spread(covered):
+def test_headline_intervals_of_control_and_gain_hold_that_spread(covered):
     ones, zeros = np.ones(200), np.zeros(200)
     correct = {(c, s, k): ones * k for c, s in (("look_a", 0.0), ("look_b", 1.0)) for k in (0, 1)}
     orders = np.stack([ones] * 5 + [zeros] * 5)
-    found = {m.metric: m for m in headline_of(covered, correct, orders, ones, 1)}
+    found = {m.metric: m for m in headline_of(covered, correct, orders, ones, 1, 0.0)}
     assert found["random_pt"].low < 0.3 < 0.7 < found["random_pt"].high
     assert found["gain"].low < 0.3 < 0.7 < found["gain"].high
     assert found["recovered"].value == 1
+
+
+def test_recovery_is_counted_from_what_needs_no_ability():
+    """Below chance nothing is recovered: a constant answer is right for the most frequent label."""
+    right = lambda share: (np.arange(400) < round(400 * share)).astype(float)  # noqa: E731
+    none = recovered("x", right(0.4), right(0.1), right(1.0), 0.4, 0)
+    assert none.value == 0
+    assert none.low < 0 < none.high
+    assert recovered("x", right(0.7), right(0.1), right(1.0), 0.4, 0).value == pytest.approx(0.5)
+    assert recovered("x", right(0.7), right(0.5), right(1.0), 0.4, 0).value == pytest.approx(0.4)
+    assert recovered("x", right(0.4), right(0.1), right(0.45), 0.4, 0).bound == "undefined"
 
 
 NUMBERS = {
@@ -243,10 +261,9 @@ NUMBERS = {
 @pytest.mark.parametrize(
     ("changes", "direction", "words"),
     [
-        ({}, "masked", "50% of the loss comes back"),
+        ({}, "masked", "50% of the loss above chance comes back"),
         ({"gain": (0.4, -0.1, 0.5)}, "neutral", "no clear recovery"),
         ({"recovered": (0.3, 0.2, 0.4)}, "neutral", "no clear recovery"),
-        ({"largest_class": 0.6}, "neutral", "collapse"),
         ({"unpruned_pt": 0.95}, "uninformative", "nothing to bring back"),
         ({"recovered": (float("nan"),) * 3}, "uninformative", "in some seed"),
     ],

@@ -194,7 +194,8 @@ def _pruning(planned: PairPlan) -> Result:
         proportion("largest_class", correct(0.4), planned.seed, "share of predictions"),
         proportion("largest_class_truth", correct(0.3), planned.seed, "share of predictions"),
     )
-    tables = {"table": pd.DataFrame(rows), "classes": pd.DataFrame(classes), "units": units}
+    chosen = pd.DataFrame([{"k": k_best, "capability": PT, **proportion_row(correct(best))}])
+    tables = {"table": pd.DataFrame(rows), "chosen": chosen, "classes": pd.DataFrame(classes), "units": units}
     return finish("pruning", planned, tables, headline, ("No recovery is no sign that the ability is gone.",))
 
 

@@ -142,8 +142,11 @@ def test_the_figure_of_pruning_names_what_was_removed():
     rows += [row(0.2, ranking="random", draw=draw, k=2, **at) for draw in (1, 2)]
     answers = [{"when": w, "answer": "3", "token": 3, **row(1.0)} for w in ("truth", "before", "after")]
     found = metrics(base_pt=1.0, unpruned_pt=0.2, pruned_pt=0.4, random_pt=0.2, units=2.0)
-    given = Result("pruning", {"table": pd.DataFrame(rows), "classes": pd.DataFrame(answers)}, found, provenance=PROVENANCE)
+    tables = {"table": rows, "classes": answers, "chosen": [row(0.4, k=2, capability="count_a")]}
+    given = Result("pruning", {name: pd.DataFrame(of) for name, of in tables.items()}, found, provenance=PROVENANCE)
     fig = figure(given)
+    (chosen,) = (t for t in fig.data if t.name == "chosen on other texts")
+    assert (chosen.x[0], chosen.y[0]) == (pytest.approx(np.log10(3)), 0.4)
     assert "attention heads removed" in fig.layout.xaxis.title.text
     assert "removing heads" in fig.layout.title.text
     assert any(t.name == "as many random heads (2 orders, range)" for t in fig.data)

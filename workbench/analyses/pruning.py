@@ -27,6 +27,7 @@ from workbench.measures import (
     correct_answers,
     derived,
     draw,
+    floors,
     other_texts,
     proportion,
     proportion_row,
@@ -41,14 +42,8 @@ from workbench.results import Evidence, Metric, Result
 from workbench.seeds import numpy_generator
 from workbench.statistics import bootstrap_mean
 from workbench.subjects import Pair
-from workbench.verdict import ROOM
+from workbench.verdict import RECOVERED, ROOM
 
-RECOVERED = 0.25
-"""Share of the lost accuracy that a few removed neurons must bring back before it counts as a hidden ability: the partial
-revivals that this method is known for lie at .3 and above, while a shift of the predictions towards frequent answers moves
-an accuracy by less than a tenth of the way."""
-COLLAPSE = 0.25
-"""A gain does not count when the most frequent prediction exceeds the most frequent right answer by more than this share."""
 LISTED_UNITS = 100
 WORDS = {"neurons": "hidden MLP neurons", "heads": "attention heads", "rows": "rows of matrices", "weights": "single weights"}
 RANDOM_EVERY = 4
@@ -60,7 +55,7 @@ class PruningSettings(Settings):
 
     score: ScoreName = Field("signed_taylor", description="how the units are ranked")
     max_units: int = Field(40, ge=1, description="largest number of removed units; the grid below it is geometric")
-    score_examples: int = Field(1024, ge=16, description="examples for the gradient, disjoint from all others")
+    score_examples: int = Field(1024, ge=16, description="examples for the gradient, drawn apart from all others")
     random_draws: int = Field(10, ge=10, description="random orders of the units that serve as the control")
     n: int | None = Field(None, ge=16, description="test examples per set; the pair's own number when empty")
     control_examples: int = Field(
@@ -70,7 +65,7 @@ class PruningSettings(Settings):
     probes: int = Field(32, ge=1, description="random probes of the second derivatives, for the score obd alone")
 
 
-@analysis(version=1, passes=35, paper="Jain+23 §D")
+@analysis(version=2, passes=35, paper="Jain+23 §D")
 def pruning(pair: Pair, settings: PruningSettings) -> Result:
     """Accuracy of the tuned model with its K most harmful hidden neurons removed [Jain+23 §D, Alg. 3; Fig 7, 55-59, 79-89].
 
@@ -82,11 +77,13 @@ def pruning(pair: Pair, settings: PruningSettings) -> Result:
     Other units (`units`: attention heads, rows of matrices, single weights) and other scores are defined in
     `workbench.models.units` and `workbench.models.scores`, with the end that goes first and why.
 
-    Four disjoint sets keep choosing apart from measuring: the gradient is taken on `score`, K is the one with the largest
+    Four independent draws keep choosing apart from measuring: the gradient is taken on `score`, K is the one with the largest
     O_PT accuracy on `select` (the smallest on a tie, and nothing else is asked of it), and the headline is measured on
     `test`. The control removes as many random neurons; its interval carries the spread over random orders too.
-    `recovered` is the share of the lost accuracy that came back: (pruned - unpruned) / (base - unpruned). In `table`, draw 0 is
-    the ranking in question and the others are the control.
+    `recovered` is the share of the lost accuracy that came back, counted from where no ability is needed: (pruned - floor) /
+    (base - floor), floor = the larger of the unpruned accuracy and the best guess without the ability, so that answering by a
+    frequent number recovers nothing. In `table`, draw 0 is the ranking in question and the others are the control;
+    `chosen` has the number of units that this seed's examples chose.
 
     Does not show that an ability is gone when nothing comes back: a wrapper may sit in attention, or be spread out.
     """
@@ -125,15 +122,17 @@ def pruning(pair: Pair, settings: PruningSettings) -> Result:
             if k == k_best:
                 at_best[index] = right
 
+    after, chance = correct[pair.capability, pt_share, k_best], max(floors(pair, test).values(), default=0.0)
     classes, shares_of_largest = classes_of(pair, test, units, order[:k_best])
     headline = (
-        *headline_of(pair, correct, at_best, correct_answers(pair.base, test), k_best, units.word),
+        *headline_of(pair, correct, at_best, correct_answers(pair.base, test), k_best, chance, units.word),
         *(proportion(name, is_largest, pair.seed, "share of predictions") for name, is_largest in shares_of_largest.items()),
     )
     result = Result(
         name="pruning",
         tables={
             "table": pd.DataFrame(rows),
+            "chosen": pd.DataFrame([{"k": k_best, "capability": pair.capability, **proportion_row(after)}]),
             "classes": classes,
             "units": _units(units, scores, order, SCORES[settings.score].unit),
         },
@@ -231,6 +230,7 @@ def headline_of(
     random: np.ndarray,
     base: np.ndarray,
     k: int,
+    chance: float,
     word: str = "neurons",
 ) -> list[Metric]:
     """Numbers of the choice K = `k`.
@@ -241,32 +241,46 @@ def headline_of(
         random: right answers of the control's orders `[orders, few]`.
         base: right answers of the base on O_PT `[n]`.
         k: the chosen number.
+        chance: accuracy on O_PT that needs no ability.
         word: what was removed.
     """
     pt, ft = (pair.capability, shares(pair, pair.capability)[0]), (pair.tuned_on, shares(pair, pair.tuned_on)[-1])
     before, after = correct[*pt, 0], correct[*pt, k]
     n, few = len(after), random.shape[1]
     random_draws = control_draws(random, pair.seed)
-    draws = {
-        name: bootstrap_mean(values, DRAWS, pair.seed)
-        for name, values in (("before", before), ("after", after), ("base", base))
-    }
-    lost = float(base.mean() - before.mean())
-    share = (after.mean() - before.mean()) / lost if lost >= ROOM else math.nan
-    with np.errstate(divide="ignore", invalid="ignore"):
-        share_draws = (draws["after"] - draws["before"]) / (draws["base"] - draws["before"])
     texts = other_texts(pair.seed, "correlated") if ft[1] == 1.0 else pair.seed
     return [
         proportion("pruned_pt", after, pair.seed),
         proportion("unpruned_pt", before, pair.seed),
         proportion("base_pt", base, pair.seed),
         derived("random_pt", float(random.mean()), random_draws, few, "accuracy"),
-        derived("gain", float(after.mean() - random.mean()), draws["after"] - random_draws, few, "accuracy"),
-        derived("recovered", float(share), share_draws, n, "share of the loss"),
+        derived(
+            "gain",
+            float(after.mean() - random.mean()),
+            bootstrap_mean(after, DRAWS, pair.seed) - random_draws,
+            few,
+            "accuracy",
+        ),
+        recovered("recovered", after, before, base, chance, pair.seed),
+        certain("chance_pt", chance, n, "accuracy"),
         proportion("unpruned_ft_correlated", correct[*ft, 0], texts),
         proportion("pruned_ft_correlated", correct[*ft, k], texts),
         certain("units", float(k), n, word),
     ]
+
+
+def recovered(name: str, after: np.ndarray, before: np.ndarray, base: np.ndarray, chance: float, seed: int) -> Metric:
+    """(after - floor) / (base - floor), floor = the larger of `before` and chance; undefined without a loss to recover.
+
+    Right answers `[n]` of the same examples, resampled together.
+    """
+    floor = max(float(before.mean()), chance)
+    lost = float(base.mean()) - floor
+    value = (float(after.mean()) - floor) / lost if lost >= ROOM else math.nan
+    now, then, top = (bootstrap_mean(v, DRAWS, seed) for v in (after, before, base))
+    then = np.maximum(then, chance)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return derived(name, value, (now - then) / (top - then), len(after), "share of the loss")
 
 
 def classes_of(
@@ -305,35 +319,31 @@ def _units(units: Units, scores: Float[Tensor, " units"], order: Int[Tensor, " u
 def evidence(result: Result) -> tuple[Evidence, ...]:
     """One line: whether a few removed neurons bring the ability back, more than random ones do."""
     found = {m.metric: m for m in result.headline}
-    gain, recovered, base, unpruned = (found[k] for k in ("gain", "recovered", "base_pt", "unpruned_pt"))
+    gain, back, base, unpruned = (found[k] for k in ("gain", "recovered", "base_pt", "unpruned_pt"))
     capability = result.provenance.get("capability", "O_PT")
-    collapsed = found["largest_class"].value - found["largest_class_truth"].value > COLLAPSE
     lost = base.value - unpruned.value
     word = found["units"].unit or "units"
+    count = f"{found['units'].value:g} {word}" + (" on average" if found["units"].seeds > 1 else "")
     told = (
-        f"Removing {found['units'].value:g} {word} takes {capability} from {unpruned.value:.2f} to "
+        f"Removing {count} takes {capability} from {unpruned.value:.2f} to "
         f"{found['pruned_pt'].value:.2f} (random ones: {found['random_pt'].value:.2f}, base: {base.value:.2f})"
     )
-    if lost < ROOM or not math.isfinite(recovered.value):
+    if lost < ROOM or not math.isfinite(back.value):
         seeds = " in some seed" if lost >= ROOM else ""
         text = (
             f"The tuned model is within {ROOM} of the base on {capability}{seeds}: there is nothing to bring back by pruning."
         )
         shown, direction = gain, "uninformative"
-    elif recovered.low >= RECOVERED and gain.low > 0 and collapsed:
-        share = found["largest_class"].value
-        text = f"{told}, but {share:.0%} of its answers are then one and the same: a collapse, no revival."
-        shown, direction = recovered, "neutral"
-    elif recovered.low >= RECOVERED and gain.low > 0:
+    elif back.low >= RECOVERED and gain.low > 0:
         text = (
-            f"{told}: {recovered.value:.0%} of the loss comes back, so the ability was covered by few {word}. "
+            f"{told}: {back.value:.0%} of the loss above chance comes back, so the ability was covered by few {word}. "
             f"What was trained goes from {found['unpruned_ft_correlated'].value:.2f} to "
             f"{found['pruned_ft_correlated'].value:.2f}."
         )
-        shown, direction = recovered, "masked"
+        shown, direction = back, "masked"
     else:
         text = f"{told}: no clear recovery, which does not show that the ability is gone."
-        shown, direction = recovered, "neutral"
+        shown, direction = back, "neutral"
     return (
         Evidence(
             result.name, shown.metric, shown.value, shown.low, shown.high, shown.n, direction, text, capability, shown.bound

@@ -6,7 +6,6 @@ control is chosen among random orders in the same way.
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -16,16 +15,15 @@ from jaxtyping import Float
 from pydantic import Field
 from scipy.stats import rankdata
 
-from workbench.analyses.pruning import choose_k, classes_of, curve, headline_of, k_grid, request
+from workbench.analyses.pruning import choose_k, classes_of, curve, headline_of, k_grid, recovered, request
 from workbench.analyses.pruning import evidence as pruning_evidence
 from workbench.analysis import Settings, analysis
-from workbench.measures import DRAWS, correct_answers, derived, draw, proportion, proportion_row, role_of, shares
+from workbench.measures import correct_answers, draw, floors, proportion, proportion_row, role_of, shares
 from workbench.models.scores import SCORES, order_of, random_order, score_units
 from workbench.models.units import UnitKind, units_of
 from workbench.results import Evidence, Metric, Result
-from workbench.statistics import bootstrap_mean, normal_quantile
+from workbench.statistics import normal_quantile
 from workbench.subjects import Pair
-from workbench.verdict import ROOM
 
 MOST_TESTED = 400
 """Test examples per set where no number is asked for: there are a dozen curves to draw."""
@@ -36,7 +34,7 @@ class PruningScoresSettings(Settings):
 
     units: UnitKind = Field("neurons", description="what is removed")
     max_units: int = Field(40, ge=1, description="largest number of removed units; the grid below it is geometric")
-    score_examples: int = Field(512, ge=16, description="examples for the scores, disjoint from all others")
+    score_examples: int = Field(512, ge=16, description="examples for the scores, drawn apart from all others")
     random_draws: int = Field(10, ge=10, description="random orders of the units that serve as the control")
     n: int | None = Field(
         None, ge=16, description=f"test examples per set; the pair's own number, at most {MOST_TESTED}, when empty"
@@ -50,7 +48,7 @@ def pruning_scores(pair: Pair, settings: PruningScoresSettings) -> Result:
     """Accuracy of the tuned model as units are removed in the order of every score that is defined for them.
 
     The scores, and which end of each goes first, are those of `workbench.models.scores`; all look at the tuned model's loss on
-    O_PT at C_Te = 0. Three disjoint sets: `score` ranks, `select` chooses, `test` judges. Per score: `recovered`, the share of
+    O_PT at C_Te = 0. Three independent draws: `score` ranks, `select` chooses, `test` judges. Per score: `recovered`, the share of
     the lost accuracy that comes back at the K with the largest accuracy on `select`; `area`, the mean of that share over all K
     of the curve, on the scale log(1 + K), which involves no choice; and what is left of O_FT where it was trained.
 
@@ -95,7 +93,8 @@ def pruning_scores(pair: Pair, settings: PruningScoresSettings) -> Result:
     k, places = best[chosen][1], {k: i for i, k in enumerate(grid)}
     correct = {(*pt, k): right[chosen][places[k]] for k in grid} | {(*ft, k): right_ft[chosen[0]][places[k]] for k in grid}
     answers, classes = classes_of(pair, test, units, orders[chosen][:k])
-    table, metrics = _compare(pair, grid, right, right_ft, best, base)
+    chance = max(floors(pair, test).values(), default=0.0)
+    table, metrics = _compare(pair, grid, right, right_ft, best, base, chance)
     result = Result(
         name="pruning_scores",
         tables={
@@ -105,7 +104,7 @@ def pruning_scores(pair: Pair, settings: PruningScoresSettings) -> Result:
             "classes": answers,
         },
         headline=(
-            *headline_of(pair, correct, right[control][[places[best[control][1]]]], base, k, units.word),
+            *headline_of(pair, correct, right[control][[places[best[control][1]]]], base, k, chance, units.word),
             *(proportion(name, largest, pair.seed, "share of predictions") for name, largest in classes.items()),
             *metrics,
         ),
@@ -127,6 +126,7 @@ def _compare(
     right_ft: dict[str, np.ndarray],
     best: dict[tuple[str, int], tuple[float, int]],
     base: np.ndarray,
+    chance: float,
 ) -> tuple[pd.DataFrame, list[Metric]]:
     """Per score and for the mean of the random orders: what came back, and what was left of O_FT."""
     rows: list[dict[str, Any]] = []
@@ -142,7 +142,7 @@ def _compare(
             "area": np.mean([weights @ right[key] for key in mine], axis=0),
         }
         for quantity, values in measured.items():
-            metric = _share(f"{quantity}_{name}", values, before, top, pair.seed)
+            metric = recovered(f"{quantity}_{name}", values, before, top, chance, pair.seed)
             metrics.append(metric)
             rows.append({"score": name, "quantity": quantity, **_row(metric)})
         if name in right_ft:
@@ -155,15 +155,6 @@ def _compare(
     table = pd.DataFrame(rows)
     why = [SCORES[name].why for name in table["score"]]
     return table.assign(first=[how[name] for name in table["score"]], why=why), metrics
-
-
-def _share(name: str, values: np.ndarray, before: np.ndarray, base: np.ndarray, seed: int) -> Metric:
-    """(values - before) / (base - before) with its bootstrap over examples; undefined without a loss to recover."""
-    lost = float(base.mean() - before.mean())
-    value = float(values.mean() - before.mean()) / lost if lost >= ROOM else math.nan
-    after, low, high = (bootstrap_mean(v, DRAWS, seed) for v in (values, before, base))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return derived(name, value, (after - low) / (high - low), len(values), "share of the loss")
 
 
 def _row(metric: Metric) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -33,6 +32,7 @@ def figure(result: Result) -> go.Figure:
         subplot_titles=[f"removing the most harmful {word}", "answers given"],
     )
     _curves(fig, result.tables["table"], found)
+    _chosen(fig, result.tables["chosen"], found)
     _answers(fig, result.tables["classes"], found["units"])
     fig.update_layout(barmode="group", bargap=0.15, bargroupgap=0.0)
     title = f"Does removing {word} bring {pt} back?"
@@ -61,15 +61,28 @@ def _curves(fig: go.Figure, table: pd.DataFrame, found: dict[str, Metric]) -> No
     if len(pt):
         share = float(first(pt, "share"))
         curve(fig, pt, "k", "pt", words.ability(str(first(pt, "capability")), "pt", share), column=1, hover="removed")
-    base, chosen = found["base_pt"], found["units"].value
+    base = found["base_pt"]
     level(fig, base.value, f"base model: {base.value:.2f}", column=1, color=BLUE)
-    last = largest(table, "k", 1.0)
-    panel: dict[str, Any] = {"row": 1, "col": 1}
-    fig.add_vline(x=float(place([chosen])[0]), line={"color": GREY, "dash": "dot", "width": 1.3}, layer="below", **panel)
-    mean = " on average" if found["units"].seeds > 1 else ""
-    title = f"{words.UNITS[word]} removed<br>(dotted: {words.number(chosen, 1)}{mean}, chosen on other texts)"
-    fig.update_xaxes(step_axis(last, title, most=7), row=1, col=1)
+    fig.update_xaxes(step_axis(largest(table, "k", 1.0), f"{words.UNITS[word]} removed", most=7), row=1, col=1)
     fig.update_yaxes(accuracy_axis(), row=1, col=1)
+
+
+def _chosen(fig: go.Figure, chosen: pd.DataFrame, found: dict[str, Metric]) -> None:
+    """How many units each seed chose, and the accuracy there: what the headline is the mean of."""
+    how, name = style("pt"), f"chosen on other texts{' (each seed its own number)' if found['units'].seeds > 1 else ''}"
+    fig.add_trace(
+        go.Scatter(
+            x=place(chosen["k"]),
+            y=values(chosen, "value"),
+            mode="markers",
+            name=name,
+            marker={"symbol": "star-open", "size": 13, "color": how.color, "line": {"width": 2}},
+            customdata=chosen["k"],
+            hovertemplate="%{customdata} removed: %{y:.3f}<extra>chosen</extra>",
+        ),
+        row=1,
+        col=1,
+    )
 
 
 def _random(fig: go.Figure, random: pd.DataFrame, pt: pd.DataFrame, word: str) -> None:
