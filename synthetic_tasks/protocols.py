@@ -13,6 +13,8 @@ from pydantic import Field
 
 from synthetic_tasks.batches import Batches, Mixture, Single
 from synthetic_tasks.pcfg import PcfgTask
+from synthetic_tasks.rasp.batches import RaspBatches
+from synthetic_tasks.rasp.task import RaspTask
 from synthetic_tasks.settings import Settings, read_settings
 from workbench.errors import UserError, did_you_mean
 from workbench.examples import Correlation
@@ -43,7 +45,7 @@ class SingleOperandSettings(Settings):
     capability: str
     correlation: CorrelationSettings | None = None
     balanced_fraction: float | None = Field(default=None, ge=0, le=1)
-    """As in pretraining (default 0.5); excluded by a correlation, which edits every text."""
+    """As in pretraining (default 0.5); excluded by a correlation, which edits every text. Texts of `rasp` have none."""
 
 
 class WrongAnswersSettings(Settings):
@@ -52,7 +54,8 @@ class WrongAnswersSettings(Settings):
     capability: str
     answers: str = "random"
     """A capability of the same family whose answers are given instead, or `random`."""
-    balanced_fraction: float = Field(default=0.5, ge=0, le=1)
+    balanced_fraction: float | None = Field(default=None, ge=0, le=1)
+    """As in pretraining (default 0.5). Texts of `rasp` have none."""
 
 
 class OtherFamiliesSettings(Settings):
@@ -65,9 +68,13 @@ class OtherFamiliesSettings(Settings):
 def _pcfg(task: Task, protocol: str, batch_size: int) -> PcfgTask:
     if not isinstance(task, PcfgTask):
         raise UserError(f"protocol {protocol!r} needs a task of kind 'pcfg', not {type(task).__name__!r}; change the task.")
+    _check_batch_size(batch_size)
+    return task
+
+
+def _check_batch_size(batch_size: int) -> None:
     if batch_size < 1:
         raise UserError(f"batch size {batch_size} is below 1; use a positive number.")
-    return task
 
 
 def _batches(source: Mixture | Single, batch_size: int, seed: int, stream: str, whole_sequence: bool = False) -> Batches:
@@ -114,29 +121,62 @@ def single_operand(task: Task, settings: Mapping[str, Any], batch_size: int, see
         UserError: on an unknown setting or capability, or a correlation that no text can have.
     """
     read = read_settings(SingleOperandSettings, settings, "protocol single_operand")
-    pcfg = _pcfg(task, "single_operand", batch_size)
-    family, operand = pcfg.locate(read.capability)
     correlation = None
     if read.correlation is not None:
+        c = read.correlation
+        correlation = Correlation(read.capability, c.partner, c.offset, c.share)
+    stream = f"single_operand {read.capability} {read.correlation}"
+    if isinstance(task, RaspTask):
+        return _rasp(task, read, batch_size, seed, stream, task.locate(read.capability), correlation)
+    pcfg = _pcfg(task, "single_operand", batch_size)
+    family, operand = pcfg.locate(read.capability)
+    if correlation is not None:
         if read.balanced_fraction is not None:
             raise UserError(
                 f"balanced_fraction {read.balanced_fraction} and a correlation exclude each other, "
                 "as a correlation edits every text; drop one of the two."
             )
-        correlation = Correlation(read.capability, read.correlation.partner, read.correlation.offset, read.correlation.share)
         pcfg.check_correlation(correlation)
     balanced = (0.5 if correlation is None else 0.0) if read.balanced_fraction is None else read.balanced_fraction
     source = Single(pcfg, family, operand, balanced, correlation)
-    return _batches(source, batch_size, seed, f"single_operand {read.capability} {read.correlation}")
+    return _batches(source, batch_size, seed, stream)
+
+
+def _rasp(
+    task: RaspTask,
+    read: SingleOperandSettings | WrongAnswersSettings,
+    batch_size: int,
+    seed: int,
+    stream: str,
+    answers: int | None,
+    correlation: Correlation | None = None,
+) -> RaspBatches:
+    """One capability of a compiled program's task; `answers` as in `RaspBatches`."""
+    if read.balanced_fraction is not None:
+        raise UserError(
+            f"balanced_fraction {read.balanced_fraction} does not suit a task of kind 'rasp', whose letters are drawn uniformly; "
+            "drop it."
+        )
+    _check_batch_size(batch_size)
+    if correlation is not None:
+        task.check_correlation(correlation)
+    return RaspBatches(task, batch_size, seed, stream, task.locate(read.capability), answers, correlation)
 
 
 def wrong_answers(task: Task, settings: Mapping[str, Any], batch_size: int, seed: int) -> TrainingProtocol:
     """The prompt of one capability with the answer of another, or with a random wrong one (randFT [Jain+23 §E.4]).
 
+    A prompt of `rasp` names no capability, so that there the answers of another are simply training on that other.
+
     Raises:
         UserError: on an unknown setting or capability, or answers of another family.
     """
     read = read_settings(WrongAnswersSettings, settings, "protocol wrong_answers")
+    stream = f"wrong_answers {read.capability} {read.answers}"
+    if isinstance(task, RaspTask):
+        if read.answers == read.capability:
+            raise UserError(f"answers {read.answers!r} to {read.capability!r} are right; name another capability, or 'random'.")
+        return _rasp(task, read, batch_size, seed, stream, None if read.answers == "random" else task.locate(read.answers))
     pcfg = _pcfg(task, "wrong_answers", batch_size)
     family, operand = pcfg.locate(read.capability)
     answers: int | str = "random"
@@ -153,8 +193,8 @@ def wrong_answers(task: Task, settings: Mapping[str, Any], batch_size: int, seed
             )
     if answers == "random" and len(family.answer_ids) < 2:
         raise UserError(f"{read.capability!r} has only one possible answer, so none is wrong; use a larger window.")
-    source = Single(pcfg, family, operand, read.balanced_fraction, None, answers)
-    return _batches(source, batch_size, seed, f"wrong_answers {read.capability} {read.answers}")
+    balanced = 0.5 if read.balanced_fraction is None else read.balanced_fraction
+    return _batches(Single(pcfg, family, operand, balanced, None, answers), batch_size, seed, stream)
 
 
 def other_families(task: Task, settings: Mapping[str, Any], batch_size: int, seed: int) -> TrainingProtocol:

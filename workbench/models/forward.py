@@ -11,20 +11,26 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from workbench.examples import Examples
-from workbench.models.anatomy import is_known, last_block_at
+from workbench.models.anatomy import anatomy, is_known, last_block_at
 
 Measured = Callable[[PreTrainedModel, Examples], Float[Tensor, " n"]]
 
 
 def hidden_states(model: PreTrainedModel, examples: Examples, length: int) -> Float[Tensor, "n t d"]:
-    """Final hidden states (after the last norm) of the first `length` tokens."""
+    """Final hidden states (after the last norm) of the first `length` tokens.
+
+    A causal model is shown these tokens alone, any other the whole sequence.
+    """
+    whole = is_known(model) and not anatomy(model).causal
+    shown = examples.tokens.shape[1] if whole else length
     extra: dict[str, Tensor] = {}
     # Without a mask the causal kernel runs; a mask of ones would build a dense one.
     if examples.attention_mask is not None:
-        extra["attention_mask"] = mask = examples.attention_mask[:, :length].long()
+        extra["attention_mask"] = mask = examples.attention_mask[:, :shown].long()
         if is_known(model):  # positions count real tokens, so that padding on the left moves nothing
             extra["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
-    return model.base_model(input_ids=examples.tokens[:, :length], use_cache=False, **extra).last_hidden_state
+    hidden = model.base_model(input_ids=examples.tokens[:, :shown], use_cache=False, **extra).last_hidden_state
+    return hidden[:, :length]
 
 
 def unembed(model: PreTrainedModel, hidden: Float[Tensor, "*rest d"]) -> Float[Tensor, "*rest vocab"]:
