@@ -1,7 +1,8 @@
 """From a RASP program to transformer weights in a named residual basis, by the known constructions [Lindner+23].
 
-Categorical operators are one-hot: a direction of the residual stream per value (`tokens:a`, `indices:3`), `ONE` along it and 0
-along the others. A numerical one is the coordinate along one direction. Operators are placed in the first sublayer that finds their inputs written:
+Categorical operators are one-hot: a direction of the residual stream per value (`tokens:a`, `indices:3`), `ONE` along it and
+0 along the others. A numerical one is the coordinate along one direction. Operators are placed in the first sublayer that
+finds their inputs written:
 
 - a map is one neuron per input value; a sequence map one per pair of values, `relu(left + right - ONE)`;
 - a selector is a bilinear form on two one-hot bases. BOS is attended with half the strength of a selected column, so that a

@@ -63,9 +63,7 @@ class CompiledAttention(nn.Module):
         self, x: Float[Tensor, "n t d"], mask: Bool[Tensor, "n 1 1 t"] | None, patterns: list[Tensor] | None
     ) -> Float[Tensor, "n t d"]:
         """What the heads write; their patterns `[n, head, query, key]` are added to `patterns` if they are asked for."""
-        q, k, v = (
-            rearrange(linear(x), "n t (h d) -> n h t d", h=self.heads) for linear in (self.query, self.key, self.value)
-        )
+        q, k, v = (rearrange(linear(x), "n t (h d) -> n h t d", h=self.heads) for linear in (self.query, self.key, self.value))
         if patterns is None:
             seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         else:
@@ -197,8 +195,6 @@ def config_of(compiled: Compiled) -> CompiledConfig:
         neuron_labels=[list(names) for names in compiled.neuron_labels],
         answers=dict(compiled.answers),
         logit_scale=compiled.logit_scale,
-        bos_token_id=None,
-        eos_token_id=None,
     )
 
 

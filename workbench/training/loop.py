@@ -87,9 +87,7 @@ class Objective(torch.nn.Module):
         if outside:
             targets = targets + examples.answer.numel()
         k = examples.answer.shape[1]
-        if outside or (
-            int(targets) == len(examples) * k and bool(examples.loss_mask.gather(1, answer_tokens(examples)).all())
-        ):
+        if outside or (int(targets) == len(examples) * k and bool(examples.loss_mask.gather(1, answer_tokens(examples)).all())):
             logits, wanted = answer_logits(self.model, examples).flatten(0, 1), examples.answer.flatten()
         else:
             logits, wanted = logits_where(self.model, examples, mask), examples.tokens[:, 1:][mask]
