@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Float
 
 from synthetic_tasks.rasp.nodes import (
+    TOKENS,
     Aggregate,
     Categorical,
     Indices,
@@ -120,9 +121,10 @@ def compile_program(output: Operator, vocabulary: Vocabulary, length: int) -> Co
         length: largest number of letters.
     """
     builder = _Builder(vocabulary, length)
-    order = in_order(output)
+    needed = in_order(output)
+    embedded = [TOKENS, *(node for node in needed if isinstance(node, Indices))]
     blocks = [_Block() for _ in range(max(0, slot(output)) // 2 + 1)]
-    for node in order:
+    for node in dict.fromkeys([*embedded, *needed]):
         builder.place(node, blocks[max(0, slot(node)) // 2])
     return builder.assemble(output, blocks)
 
@@ -183,8 +185,8 @@ class _Builder:
     def discretise(self, node: Width, share: str) -> list[_Neuron]:
         """Neurons from 1 / (d + 1) to a one-hot d: two per threshold make a step that is 1 where the width is at least d.
 
-        The steps rise as the share falls. So a neuron is silent where the width is below its own, and never larger than the
-        width: noise on what it writes stays small.
+        The steps rise as the share falls. So a neuron is silent where the width is below its own, and at most the width plus
+        1.5 elsewhere: what noise on its output weights adds stays small.
         """
         neurons = [
             # BOS itself has no width, or rows that look for the width 0 would look at it.
