@@ -48,7 +48,7 @@ COLDNESS = 100.0
 """Query times key of a column that an aggregate selects, before the division by sqrt(head_dim)."""
 COLDEST = 14.0
 """Smallest such logit after the division: a column that is not selected then weighs e^-14."""
-LEAK = 0.05
+LEAK = 0.1
 """Share of the gap between two widths that the columns which are not selected may add up to. A width is read from HOW MUCH
 BOS is attended, so that noise on a logit is an error in it; its head is therefore no colder than this leak demands."""
 WIDTH_SCALE = 100.0

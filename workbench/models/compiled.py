@@ -6,12 +6,12 @@ mask is part of a compiled program. Importing this module registers the architec
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from huggingface_hub.dataclasses import strict
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, initialization
@@ -25,28 +25,42 @@ NOISE = 0.001
 """Standard deviation of the noise that makes compiled weights dense before training [Jain+23 §C.1]."""
 
 
-@strict
 class CompiledConfig(PreTrainedConfig):
-    """Sizes of a compiled model, and what its directions and neurons mean."""
+    """Sizes of a compiled model, and what its directions and neurons mean; see `workbench.protocols.Compiled`."""
 
     model_type = "compiled"
 
-    vocab_size: int = 2
-    max_position_embeddings: int = 2
-    hidden_size: int = 1
-    """Width of the residual stream."""
-    num_hidden_layers: int = 1
-    num_attention_heads: int = 1
-    head_dim: int = 1
-    intermediate_size: int = 1
-    token_names: list[str] | None = None
-    residual_labels: list[str] | None = None
-    neuron_labels: list[list[str]] | None = None
-    answers: dict[str, str] | None = None
-    """Directions of the residual stream that are answers, and the token that each one stands for."""
-    logit_scale: float = 1.0
-    """Factor from an answer's direction to its logit that was put into the head's weights."""
-    tie_word_embeddings: bool = False
+    def __init__(
+        self,
+        vocab_size: int = 2,
+        max_position_embeddings: int = 2,
+        hidden_size: int = 1,
+        num_hidden_layers: int = 1,
+        num_attention_heads: int = 1,
+        head_dim: int = 1,
+        intermediate_size: int = 1,
+        token_names: Sequence[str] = (),
+        residual_labels: Sequence[str] = (),
+        neuron_labels: Sequence[Sequence[str]] = (),
+        answers: Mapping[str, str] | None = None,
+        logit_scale: float = 1.0,
+        **rest: Any,
+    ) -> None:
+        """`logit_scale` is already in the head's weights; `rest` is what every configuration has."""
+        self.vocab_size = vocab_size
+        self.max_position_embeddings = max_position_embeddings
+        self.hidden_size = hidden_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.head_dim = head_dim
+        self.intermediate_size = intermediate_size
+        self.token_names = list(token_names)
+        self.residual_labels = list(residual_labels)
+        self.neuron_labels = [list(names) for names in neuron_labels]
+        self.answers = dict(answers or {})
+        self.logit_scale = logit_scale
+        rest.setdefault("tie_word_embeddings", False)
+        super().__init__(**rest)
 
 
 class CompiledAttention(nn.Module):
@@ -190,10 +204,10 @@ def config_of(compiled: Compiled) -> CompiledConfig:
         num_attention_heads=compiled.heads,
         head_dim=compiled.head_dim,
         intermediate_size=compiled.hidden,
-        token_names=list(compiled.token_names),
-        residual_labels=list(compiled.residual_labels),
-        neuron_labels=[list(names) for names in compiled.neuron_labels],
-        answers=dict(compiled.answers),
+        token_names=compiled.token_names,
+        residual_labels=compiled.residual_labels,
+        neuron_labels=compiled.neuron_labels,
+        answers=compiled.answers,
         logit_scale=compiled.logit_scale,
     )
 

