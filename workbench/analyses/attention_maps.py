@@ -50,7 +50,8 @@ def attention_maps(pair: Pair, settings: AttentionMapsSettings) -> Result:
     examples = draw(pair, pair.capability, shares(pair, pair.capability)[0], settings.n)
     trained = draw(pair, pair.tuned_on, shares(pair, pair.tuned_on)[0], settings.n)
     read = {"base": _rows(pair.base, examples), "tuned": _rows(pair.tuned, examples)}
-    classes = _classes(pair, examples, trained, shown=read["base"].shape[-1])
+    shown = read["base"].shape[-1]
+    classes = _classes(pair, examples, trained, shown)
     masses = {name: _masses(rows, classes) for name, rows in read.items()}
     masses["change"] = masses["tuned"] - masses["base"]
     moved = np.abs(read["tuned"] - read["base"]).sum(-1) / 2  # [blocks, heads, n]
@@ -69,7 +70,7 @@ def attention_maps(pair: Pair, settings: AttentionMapsSettings) -> Result:
             "table": pd.DataFrame(rows),
             "classes": pd.DataFrame(counts).assign(n=len(examples), unit="positions"),
             "maps": _maps(pair, kept, moved.mean(-1).argmax(-1)),
-            "texts": _texts(pair, kept),
+            "texts": _texts(pair, kept, classes, shown),
         },
         headline=_headline(moved, masses, list(classes), pair.seed),
         limits=(
@@ -132,12 +133,14 @@ def _maps(pair: Pair, examples: Examples, heads: Int[np.ndarray, " blocks"]) -> 
     return pd.concat(frames, ignore_index=True)
 
 
-def _texts(pair: Pair, examples: Examples) -> pd.DataFrame:
-    """Tokens of the kept texts; `read` marks the position whose logits answer."""
+def _texts(pair: Pair, examples: Examples, classes: Classes, shown: int) -> pd.DataFrame:
+    """Tokens of the kept texts; `read` marks the position whose logits answer, `about` those that an ability is about."""
+    marks = {"pt": classes.get(("role", "operand")), "ft": classes.get(("role", f"operand of {pair.tuned_on}"))}
     rows = [
         {"text": i, "position": j, "token": pair.task.describe([token]), "read": j == int(examples.answer_position[i])}
+        | {"about": next((role for role, mask in marks.items() if mask is not None and mask[i, j]), "")}
         for i, row in enumerate(examples.tokens.tolist())
-        for j, token in enumerate(row)
+        for j, token in enumerate(row[:shown])
     ]
     return pd.DataFrame(rows)
 
