@@ -50,6 +50,7 @@ def activation_maps(pair: Pair, settings: ActivationMapsSettings) -> Result:
     """
     examples = draw(pair, pair.capability, shares(pair, pair.capability)[0], settings.n)
     blocks, width = neuron_shape(pair.base)
+    kept = _maps(pair, examples[: settings.maps], settings.block)
     base, tuned = (
         np.concatenate([_at_read(model, examples, block) for block in range(blocks)], axis=1)
         for model in (pair.base, pair.tuned)
@@ -67,7 +68,7 @@ def activation_maps(pair: Pair, settings: ActivationMapsSettings) -> Result:
     whole = change.sum(1)
     result = Result(
         name="activation_maps",
-        tables={"table": pd.DataFrame(rows), "maps": _maps(pair, examples[: settings.maps], settings.block)},
+        tables={"table": pd.DataFrame(rows), "maps": kept},
         headline=(
             _ratio("relative_change", whole, np.abs(base).sum(1), pair.seed),
             _ratio("concentration", change[:, order[:FEW]].sum(1), whole, pair.seed),
@@ -100,7 +101,6 @@ def _at_read(model: PreTrainedModel, examples: Examples, block: int) -> np.ndarr
 
 
 def _maps(pair: Pair, examples: Examples, block: int) -> pd.DataFrame:
-    names = np.array(neuron_names(pair.base, block))
     tokens = np.array([[pair.task.describe([token]) for token in row] for row in examples.tokens.tolist()])
     read = examples.answer_position.cpu().numpy()
     frames: list[pd.DataFrame] = []
@@ -108,6 +108,7 @@ def _maps(pair: Pair, examples: Examples, block: int) -> pd.DataFrame:
         found = hidden_neurons(model, examples.to(model.device), block).numpy()
         text, position, neuron = (axis.ravel() for axis in np.indices(found.shape))
         columns = {"text": text, "position": position, "token": tokens[text, position], "read": position == read[text]}
+        names = np.array(neuron_names(pair.base, block))
         columns |= {"neuron": neuron, "name": names[neuron], "activation": found.ravel()}
         frames.append(pd.DataFrame(columns).assign(model=model_name, block=block))
     return pd.concat(frames, ignore_index=True)
