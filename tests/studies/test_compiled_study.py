@@ -147,7 +147,7 @@ class TestRun:
         pair = study.pair("wrapped")
         with torch.no_grad():
             examples = pair.examples("count_a", n=20)
-            assert pair.base(examples.tokens).logits.shape == (20, 13, pair.task.vocab_size)
+            assert pair.base(examples.tokens).logits.shape == (20, 9, pair.task.vocab_size)
         assert pair.others == ()
 
 
