@@ -16,6 +16,7 @@ from workbench.models.lens import lens
 def test_patterns_are_those_of_the_lens(make_model, random_examples, kind, padded):
     model, examples = make_model(kind), random_examples(padded=padded)
     t = seen(examples)
+    assert t == 9  # the last read position included, the answer after it not
     found = attention_patterns(model, examples)
     assert found.shape == (2, 6, 2, t, t)
     extra = {"attention_mask": examples.attention_mask[:, :t].long()} if padded else {}
