@@ -14,6 +14,8 @@ from pydantic import Field
 from synthetic_tasks.batches import Batches, Mixed, Mixture, PooledBatches, Single
 from synthetic_tasks.families import Family
 from synthetic_tasks.pcfg import PcfgTask
+from synthetic_tasks.rasp.batches import RaspBatches
+from synthetic_tasks.rasp.task import RaspTask
 from synthetic_tasks.restrictions import at_most_and_above, parse
 from synthetic_tasks.settings import Settings, read_settings
 from workbench.errors import UserError, did_you_mean
@@ -45,7 +47,7 @@ class SingleOperandSettings(Settings):
     capability: str
     correlation: CorrelationSettings | None = None
     balanced_fraction: float | None = Field(default=None, ge=0, le=1)
-    """As in pretraining (default 0.5); excluded by a correlation, which edits every text."""
+    """As in pretraining (default 0.5); excluded by a correlation, which edits every text. Texts of `rasp` have none."""
     labels_at_most: int | None = None
     """Train on texts of such labels alone, whatever labels the capability's name says that it is tested on."""
     labels_above: int | None = None
@@ -72,7 +74,8 @@ class WrongAnswersSettings(Settings):
     capability: str
     answers: str = "random"
     """A capability of the same family whose answers are given instead, or `random`."""
-    balanced_fraction: float = Field(default=0.5, ge=0, le=1)
+    balanced_fraction: float | None = Field(default=None, ge=0, le=1)
+    """As in pretraining (default 0.5). Texts of `rasp` have none."""
 
 
 class OtherFamiliesSettings(Settings):
@@ -98,9 +101,13 @@ class UnrelatedSettings(Settings):
 def _pcfg(task: Task, protocol: str, batch_size: int) -> PcfgTask:
     if not isinstance(task, PcfgTask):
         raise UserError(f"protocol {protocol!r} needs a task of kind 'pcfg', not {type(task).__name__!r}; change the task.")
+    _check_batch_size(batch_size)
+    return task
+
+
+def _check_batch_size(batch_size: int) -> None:
     if batch_size < 1:
         raise UserError(f"batch size {batch_size} is below 1; use a positive number.")
-    return task
 
 
 def _check_balance(source: Mixture | Single) -> None:
@@ -173,6 +180,8 @@ def single_operand(task: Task, settings: Mapping[str, Any], batch_size: int, see
             has, or a pool larger than the number of different texts.
     """
     read = read_settings(SingleOperandSettings, settings, "protocol single_operand")
+    if isinstance(task, RaspTask):
+        return _rasp_single(task, read, batch_size, seed)
     pcfg = _pcfg(task, "single_operand", batch_size)
     family, operand = pcfg.locate(read.capability)
     if read.correlation is not None and read.balanced_fraction is not None:
@@ -225,13 +234,53 @@ def mixed(task: Task, settings: Mapping[str, Any], batch_size: int, seed: int) -
     return Batches(pcfg, batch_size, seed, stream, Mixed(main, rest, read.pretraining_share))
 
 
+def _rasp_single(task: RaspTask, read: SingleOperandSettings, batch_size: int, seed: int) -> RaspBatches:
+    for name in ("labels_at_most", "labels_above", "pool"):
+        if getattr(read, name) is not None:
+            raise UserError(f"{name} {getattr(read, name)} does not suit a task of kind 'rasp'; drop it.")
+    correlation = None
+    if read.correlation is not None:
+        c = read.correlation
+        correlation = Correlation(read.capability, c.partner, c.offset, c.share)
+    stream = f"single_operand {read.capability} {read.correlation}"
+    return _rasp(task, read, batch_size, seed, stream, task.locate(read.capability), correlation)
+
+
+def _rasp(
+    task: RaspTask,
+    read: SingleOperandSettings | WrongAnswersSettings,
+    batch_size: int,
+    seed: int,
+    stream: str,
+    answers: int | None,
+    correlation: Correlation | None = None,
+) -> RaspBatches:
+    """One capability of a compiled program's task; `answers` as in `RaspBatches`."""
+    if read.balanced_fraction is not None:
+        raise UserError(
+            f"balanced_fraction {read.balanced_fraction} does not suit a task of kind 'rasp', whose letters are drawn uniformly; "
+            "drop it."
+        )
+    _check_batch_size(batch_size)
+    if correlation is not None:
+        task.check_correlation(correlation)
+    return RaspBatches(task, batch_size, seed, stream, task.locate(read.capability), answers, correlation)
+
+
 def wrong_answers(task: Task, settings: Mapping[str, Any], batch_size: int, seed: int) -> TrainingProtocol:
     """The prompt of one capability with the answer of another, or with a random wrong one (randFT [Jain+23 §E.4]).
+
+    A prompt of `rasp` names no capability, so that there the answers of another are simply training on that other.
 
     Raises:
         UserError: on an unknown setting or capability, or answers of another family.
     """
     read = read_settings(WrongAnswersSettings, settings, "protocol wrong_answers")
+    stream = f"wrong_answers {read.capability} {read.answers}"
+    if isinstance(task, RaspTask):
+        if read.answers == read.capability:
+            raise UserError(f"answers {read.answers!r} to {read.capability!r} are right; name another capability, or 'random'.")
+        return _rasp(task, read, batch_size, seed, stream, None if read.answers == "random" else task.locate(read.answers))
     pcfg = _pcfg(task, "wrong_answers", batch_size)
     family, operand = pcfg.locate(read.capability)
     answers: int | str = "random"
@@ -248,8 +297,8 @@ def wrong_answers(task: Task, settings: Mapping[str, Any], batch_size: int, seed
             )
     if answers == "random" and len(family.answer_ids) < 2:
         raise UserError(f"{read.capability!r} has only one possible answer, so none is wrong; use a larger window.")
-    source = Single(pcfg, family, operand, read.balanced_fraction, None, answers)
-    return _batches(source, batch_size, seed, f"wrong_answers {read.capability} {read.answers}")
+    balanced = 0.5 if read.balanced_fraction is None else read.balanced_fraction
+    return _batches(Single(pcfg, family, operand, balanced, None, answers), batch_size, seed, stream)
 
 
 def other_families(task: Task, settings: Mapping[str, Any], batch_size: int, seed: int) -> TrainingProtocol:

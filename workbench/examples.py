@@ -25,9 +25,10 @@ class Examples:
     """
 
     tokens: Int[Tensor, "n t"]
-    """Token ids, answer included."""
+    """Token ids, answer included unless it stands in no token of the sequence."""
     loss_mask: Bool[Tensor, "n t"]
-    """Tokens that are targets of the training loss (each is predicted from the position before it)."""
+    """Tokens that are targets of the training loss (each is predicted from the position before it); none where the answer
+    stands outside the sequence, and then the answer is the target."""
     answer_position: Int[Tensor, " n"]
     answer: Int[Tensor, "n k"]
     candidates: Int[Tensor, " c"]

@@ -7,9 +7,12 @@ nothing in the workbench names one.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, Protocol, cast, runtime_checkable
+
+import numpy as np
 
 from workbench.errors import UserError, did_you_mean
 from workbench.examples import Capability, Correlation, Examples
@@ -31,7 +34,7 @@ class Task(Protocol):
 
     @property
     def capabilities(self) -> tuple[str, ...]:
-        """Names that `capability` accepts."""
+        """Names that `capability` accepts; a restriction of the labels may follow one, as in `count_a>4`."""
         ...
 
     def family(self, capability: str) -> str:
@@ -55,6 +58,65 @@ class Task(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Compiled:
+    """A transformer whose weights were written down by a compiler rather than trained.
+
+    No norms, ReLU MLPs, attention to all positions with logits q k / sqrt(head_dim). `weights` holds one array per parameter,
+    `[out, in]`, tables `[id or position, width]`, by the names of `workbench.models.compiled`; a name that is left out is zero:
+
+        model.token_embedding.weight, model.position_embedding.weight, head.weight,
+        model.blocks.N.attention.{query,key,value,output}.{weight,bias}, model.blocks.N.mlp.{input,output}.{weight,bias}
+    """
+
+    token_names: tuple[str, ...]
+    """The vocabulary in the order of ids; inputs and answers share it."""
+    context: int
+    """Longest sequence in tokens."""
+    blocks: int
+    heads: int
+    head_dim: int
+    width: int
+    """Of the residual stream."""
+    hidden: int
+    """Neurons per block."""
+    residual_labels: tuple[str, ...]
+    """What each direction of the residual stream means, for instance `tokens:a`."""
+    neuron_labels: tuple[tuple[str, ...], ...]
+    """Per block, what each hidden neuron does; empty for one without a task."""
+    answers: Mapping[str, str]
+    """Directions of the residual stream that are answers, and the token that each one stands for."""
+    logit_scale: float
+    """Factor from an answer's direction to its logit."""
+    weights: Mapping[str, np.ndarray]
+
+    def parameters(self) -> int:
+        """Number of parameters, zeros included."""
+        inner = self.heads * self.head_dim
+        per_block = (4 * self.width * inner + 3 * inner + self.width) + (2 * self.width + 1) * self.hidden + self.width
+        return (2 * len(self.token_names) + self.context) * self.width + self.blocks * per_block
+
+
+@runtime_checkable
+class CompilingTask(Task, Protocol):
+    """A task that can write down weights which have a capability; all its capabilities have weights of one shape."""
+
+    def compiled(self, capability: str) -> Compiled:
+        """Weights with exactly this capability; raises `UserError` on one that the task does not have."""
+        ...
+
+
+def compiled_weights(task: Task, capability: str | None = None) -> Compiled:
+    """Weights that have a capability of the task, or (None) any of it, for their shape.
+
+    Raises:
+        UserError: the task compiles no models, or has no such capability.
+    """
+    if not isinstance(task, CompilingTask):
+        raise UserError(f"a {type(task).__name__} compiles no models; use a task that does, such as 'rasp', or train one.")
+    return task.compiled(task.capabilities[0] if capability is None else capability)
+
+
 @runtime_checkable
 class TrainingProtocol(Protocol):
     """A seeded `step -> batch`; `batch(step)` does not depend on which batches were asked for before."""
@@ -72,6 +134,11 @@ class TrainingProtocol(Protocol):
     def batch(self, step: int) -> Examples:
         """The training batch of one step."""
         ...
+
+
+def unrestricted(capability: str) -> str:
+    """The name of a capability without a restriction of its labels: `count_a` for `count_a>4`."""
+    return capability.partition("<")[0].partition(">")[0]
 
 
 TaskFactory = Callable[[Mapping[str, Any]], Task]

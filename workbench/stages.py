@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import UserError
 from workbench.examples import Correlation, Examples, sha256
-from workbench.protocols import Task, load_protocol, load_task
+from workbench.protocols import Task, compiled_weights, load_protocol, load_task
 from workbench.registry import analyses
 from workbench.run_writer import RunWriter
 from workbench.runs import Run, Store
@@ -57,9 +57,7 @@ def _analyse(stage: Stage, store: Store, writer: RunWriter, device: str) -> None
 
 
 def _train(stage: Stage, store: Store, writer: RunWriter, device: str, should_stop: Callable[[], bool]) -> None:
-    from workbench.models.build import build_model
     from workbench.models.checkpoints import load_model, pick_device
-    from workbench.models.spec import ModelSpec
     from workbench.training.loop import train
     from workbench.training.state import load_state
 
@@ -84,10 +82,8 @@ def _train(stage: Stage, store: Store, writer: RunWriter, device: str, should_st
         recorder.restore(resume)
     else:
         writer.truncate(-1)
-        if spec["start"]:
-            model = load_model(_parent(store, spec["start"]).checkpoint().path)
-        else:
-            model = build_model(ModelSpec(**spec["model"]), task.vocab_size, task.context, stage.seed)
+        start = spec["start"]
+        model = load_model(_parent(store, start).checkpoint().path) if start else _first_model(spec, task, stage.seed)
     train(
         model,
         protocol,
@@ -99,6 +95,19 @@ def _train(stage: Stage, store: Store, writer: RunWriter, device: str, should_st
         should_stop=should_stop,
     )
     recorder.finish()
+
+
+def _first_model(spec: Mapping[str, Any], task: Task, seed: int) -> PreTrainedModel:
+    """The model of a stage that starts from no other: compiled weights, or random ones."""
+    from workbench.models import compiled
+    from workbench.models.build import build_model
+    from workbench.models.spec import ModelSpec
+
+    if "compiled" in spec:
+        return compiled.build(compiled_weights(task, spec["compiled"]["capability"]), spec["compiled"]["noise"], seed)
+    model = ModelSpec(**spec["model"])
+    sizes = compiled_weights(task) if model.kind == "compiled" else None
+    return build_model(model, task.vocab_size, task.context, seed, sizes)
 
 
 def _parent(store: Store, key: str) -> Run:

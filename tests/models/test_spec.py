@@ -40,7 +40,7 @@ def test_hidden_neurons_are_four_times_the_width_unless_given():
         ({"width": 10, "heads": 4}, "width 10 is not a multiple of heads 4; choose a width such as 64"),
         ({"kind": "llama", "width": 12, "heads": 4}, "heads of 3, and rotary positions need an even number"),
         ({"blocks": 0}, "greater than or equal to 1"),
-        ({"kind": "rnn"}, "'gpt2' or 'llama'"),
+        ({"kind": "rnn"}, "'gpt2', 'llama' or 'compiled'"),
         ({"layers": 2}, "Extra inputs are not permitted"),
     ],
 )

@@ -171,7 +171,7 @@ def _groups(model: nn.Module) -> list[tuple[str, int | None, Sequence[str]]]:
     out: list[tuple[str, int | None, Sequence[str]]] = [
         ("all", None, [""]),
         ("embedding", None, [f"{name}." for name in sites.embeddings]),
-        ("norm", None, [f"{sites.final_norm}."]),
+        ("norm", None, [f"{sites.final_norm}."] if sites.final_norm else []),
         ("head", None, [f"{name}." for name in head]),
     ]
     for i in range(len(blocks(model))):
@@ -179,7 +179,7 @@ def _groups(model: nn.Module) -> list[tuple[str, int | None, Sequence[str]]]:
         out += [
             ("attention", i, [f"{inside}{sites.attention_out.partition('.')[0]}."]),
             ("mlp", i, [f"{inside}{sites.mlp_out.partition('.')[0]}."]),
-            ("norm", i, [f"{inside}{sites.attention_norm}.", f"{inside}{sites.mlp_norm}."]),
+            ("norm", i, [f"{inside}{norm}." for norm in (sites.attention_norm, sites.mlp_norm) if norm]),
         ]
     return out
 

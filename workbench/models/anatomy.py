@@ -16,21 +16,25 @@ from workbench.errors import UserError
 
 @dataclass(frozen=True)
 class Anatomy:
-    """Module paths of one architecture; all but the first three are relative to a block."""
+    """Module paths of one architecture; all but the first three are relative to a block. None: it has no such norm."""
 
     blocks: str
-    final_norm: str
+    final_norm: str | None
     embeddings: tuple[str, ...]
-    attention_norm: str
+    attention_norm: str | None
     attention_in: tuple[str, ...]
     """Queries, keys and values: one fused matrix, or three."""
     attention_out: str
     """Its input is the concatenated outputs of the heads."""
-    mlp_norm: str
+    mlp_norm: str | None
     mlp: str
     mlp_in: tuple[str, ...]
     mlp_out: str
     """Its input is the hidden neurons, after the nonlinearity."""
+    causal: bool = True
+    """False where a position sees those after it: such a model must always be shown the whole sequence."""
+    bridged: bool = True
+    """Whether TransformerLens has a bridge for it."""
 
 
 _TABLE = {
@@ -58,6 +62,20 @@ _TABLE = {
         mlp_in=("mlp.gate_proj", "mlp.up_proj"),
         mlp_out="mlp.down_proj",
     ),
+    "CompiledForCausalLM": Anatomy(
+        blocks="model.blocks",
+        final_norm=None,
+        embeddings=("model.token_embedding", "model.position_embedding"),
+        attention_norm=None,
+        attention_in=("attention.query", "attention.key", "attention.value"),
+        attention_out="attention.output",
+        mlp_norm=None,
+        mlp="mlp",
+        mlp_in=("mlp.input",),
+        mlp_out="mlp.output",
+        causal=False,
+        bridged=False,
+    ),
 }
 
 
@@ -81,6 +99,12 @@ def anatomy(model: nn.Module) -> Anatomy:
 def blocks(model: nn.Module) -> list[nn.Module]:
     """The transformer blocks in order."""
     return list(model.get_submodule(anatomy(model).blocks).children())
+
+
+def final_norm(model: nn.Module) -> nn.Module | None:
+    """The norm before the head; None for an architecture that has none."""
+    path = anatomy(model).final_norm
+    return model.get_submodule(path) if path else None
 
 
 def matrix(module: nn.Module) -> Float[Tensor, "out in"]:

@@ -8,17 +8,24 @@ from typing import Any
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from workbench.models.compiled import CompiledForCausalLM, config_of
 from workbench.models.spec import ModelSpec
+from workbench.protocols import Compiled
 from workbench.seeds import stream
 
 
-def build_model(spec: ModelSpec, vocab_size: int, context: int, seed: int) -> PreTrainedModel:
+def build_model(spec: ModelSpec, vocab_size: int, context: int, seed: int, sizes: Compiled | None = None) -> PreTrainedModel:
     """A model of random weights in evaluation mode; the global random state is left as it was.
 
     Embedding and unembedding are untied: tied, a weight difference or a Hessian block would count one matrix twice.
+    A spec of kind `compiled` is of the `sizes` of compiled weights, whose values are not used.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream(seed, "weights"))
+        if spec.kind == "compiled":
+            if sizes is None:
+                raise ValueError("a compiled model has the sizes of compiled weights; give them")
+            return CompiledForCausalLM(config_of(sizes)).eval()
         return _construct(spec, vocab_size, context).eval()
 
 

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+import workbench.models.compiled  # noqa: F401  # pyright: ignore[reportUnusedImport]  (registers the architecture)
 from workbench.errors import UserError
 from workbench.models.fingerprint import check_fingerprint, write_fingerprint
 from workbench.models.shrunk import register

@@ -11,20 +11,29 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from workbench.examples import Examples
-from workbench.models.anatomy import is_known, last_block_at
+from workbench.models.anatomy import anatomy, is_known, last_block_at
 
 Measured = Callable[[PreTrainedModel, Examples], Float[Tensor, " n"]]
 
 
-def hidden_states(model: PreTrainedModel, examples: Examples, length: int) -> Float[Tensor, "n t d"]:
-    """Final hidden states (after the last norm) of the first `length` tokens."""
-    extra: dict[str, Tensor] = {}
+def model_inputs(model: PreTrainedModel, examples: Examples, length: int) -> dict[str, Any]:
+    """What a model's `base_model` is called with to see the first `length` tokens.
+
+    A causal model is shown these tokens alone; a bidirectional one must see the whole sequence.
+    """
+    shown = length if not is_known(model) or anatomy(model).causal else examples.tokens.shape[1]
+    out: dict[str, Any] = {"input_ids": examples.tokens[:, :shown], "use_cache": False}
     # Without a mask the causal kernel runs; a mask of ones would build a dense one.
     if examples.attention_mask is not None:
-        extra["attention_mask"] = mask = examples.attention_mask[:, :length].long()
+        out["attention_mask"] = mask = examples.attention_mask[:, :shown].long()
         if is_known(model):  # positions count real tokens, so that padding on the left moves nothing
-            extra["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
-    return model.base_model(input_ids=examples.tokens[:, :length], use_cache=False, **extra).last_hidden_state
+            out["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
+    return out
+
+
+def hidden_states(model: PreTrainedModel, examples: Examples, length: int) -> Float[Tensor, "n t d"]:
+    """Final hidden states (after the last norm) of the first `length` tokens."""
+    return model.base_model(**model_inputs(model, examples, length)).last_hidden_state[:, :length]
 
 
 def unembed(model: PreTrainedModel, hidden: Float[Tensor, "*rest d"]) -> Float[Tensor, "*rest vocab"]:

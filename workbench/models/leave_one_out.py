@@ -18,7 +18,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from workbench.examples import Examples
-from workbench.models.anatomy import anatomy, blocks, head_outputs, head_shape, matrix, neuron_outputs, scaled_inputs
+from workbench.models.anatomy import (
+    anatomy,
+    blocks,
+    final_norm,
+    head_outputs,
+    head_shape,
+    matrix,
+    neuron_outputs,
+    scaled_inputs,
+)
 from workbench.models.forward import answer_logits, answer_tokens, unembed
 from workbench.models.resume import block_inputs, resumed
 from workbench.models.sensitivity import inputs_of
@@ -91,12 +100,15 @@ class _Trace:
 
 
 def _trace(model: PreTrainedModel, batch: Examples) -> _Trace:
-    norm = model.get_submodule(anatomy(model).final_norm)
-    with block_inputs(model) as inputs, inputs_of([*neuron_outputs(model), norm]) as found:
+    # What the final norm is given, or, where there is none, the head.
+    last = final_norm(model) or model.get_output_embeddings()
+    assert last is not None
+    with block_inputs(model) as inputs, inputs_of([*neuron_outputs(model), last]) as found:
         logits = answer_logits(model, batch)
     at = answer_tokens(batch) - 1
     rows = torch.arange(len(batch), device=at.device)[:, None]
-    return _Trace(model, batch, logits, inputs, found[:-1], found[-1][rows, at])
+    final = found[-1] if final_norm(model) is None else found[-1][rows, at]  # the head runs at the answer alone
+    return _Trace(model, batch, logits, inputs, found[:-1], final)
 
 
 def _outcome(logits: Float[Tensor, "units n k vocab"], batch: Examples) -> Outcome:
@@ -107,8 +119,8 @@ def _outcome(logits: Float[Tensor, "units n k vocab"], batch: Examples) -> Outco
 
 
 def _at_the_end(trace: _Trace, final: Float[Tensor, "units n k d"]) -> Outcome:
-    norm = trace.model.get_submodule(anatomy(trace.model).final_norm)
-    return _outcome(unembed(trace.model, norm(final)), trace.batch)
+    norm = final_norm(trace.model)
+    return _outcome(unembed(trace.model, norm(final) if norm else final), trace.batch)
 
 
 def _from(trace: _Trace, block: int, hidden: Float[Tensor, "rows t d"]) -> Outcome:
@@ -162,7 +174,9 @@ def _heads(trace: _Trace, index: int) -> Iterator[Outcome]:
 def _is_fused(model: PreTrainedModel) -> bool:
     """Whether keys and values are linear in a LayerNorm's output: one fused matrix, and no rotation by position."""
     sites = anatomy(model)
-    return len(sites.attention_in) == 1 and isinstance(blocks(model)[-1].get_submodule(sites.attention_norm), nn.LayerNorm)
+    if len(sites.attention_in) > 1 or sites.attention_norm is None:
+        return False
+    return isinstance(blocks(model)[-1].get_submodule(sites.attention_norm), nn.LayerNorm)
 
 
 class _LastAttention:
@@ -176,6 +190,8 @@ class _LastAttention:
     def __init__(self, trace: _Trace) -> None:
         model, sites = trace.model, anatomy(trace.model)
         self.block: Any = blocks(model)[-1]
+        assert sites.attention_norm is not None  # `_is_fused` says so
+        assert sites.mlp_norm is not None
         self.norm: Any = self.block.get_submodule(sites.attention_norm)
         self.out: Callable[[Tensor], Tensor] = self.block.get_submodule(sites.attention_out)
         self.mlp: Callable[[Tensor], Tensor] = self.block.get_submodule(sites.mlp)

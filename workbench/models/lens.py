@@ -1,12 +1,15 @@
 """The lens: TransformerLens' bridge on a deep copy, made nowhere else.
 
 A bridge rewires the module that it is given, so the model itself is never handed over. Its logits agree with the
-plain model's to about 1e-6 in float32; training, fingerprints and curvature use the plain model.
+plain model's to about 1e-6 in float32; training, fingerprints and curvature use the plain model. An architecture that
+TransformerLens has no bridge for is read with plain hooks.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -17,7 +20,8 @@ from transformers import PreTrainedModel
 
 from workbench.errors import UserError
 from workbench.examples import Examples
-from workbench.models.anatomy import anatomy
+from workbench.models.anatomy import anatomy, blocks
+from workbench.models.forward import hidden_states
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -29,10 +33,15 @@ BATCH_BYTES = 256 * 2**20
 
 
 def lens(model: PreTrainedModel) -> TransformerBridge:
-    """A bridge on a copy of `model`, weights unprocessed (nothing folded or centred), in evaluation mode."""
+    """A bridge on a copy of `model`, weights unprocessed (nothing folded or centred), in evaluation mode.
+
+    Raises:
+        UserError: the architecture is unknown, or TransformerLens has no bridge for it.
+    """
     from transformer_lens.model_bridge.sources import build_bridge_from_module
 
-    anatomy(model)  # an unknown architecture is refused in our words
+    if not anatomy(model).bridged:
+        raise UserError(f"TransformerLens has no bridge for {type(model).__name__}; read its modules with hooks instead.")
     return build_bridge_from_module(copy.deepcopy(model).eval(), type(model).__name__, hf_config=model.config)
 
 
@@ -63,8 +72,7 @@ def residual_streams(
         UserError: an unknown architecture, a position outside the sequence, or more than `MAX_BYTES`.
     """
     at = _positions(examples, positions)
-    bridge = lens(model)
-    points, width = bridge.cfg.n_layers + 1, int(bridge.cfg.d_model)
+    points, width = len(blocks(model)) + 1, int(model.config.hidden_size)
     size = 4 * points * at.numel() * width
     if size > MAX_BYTES:
         raise UserError(
@@ -72,22 +80,53 @@ def residual_streams(
             f"than {MAX_BYTES / 2**30:g}; ask for fewer examples or positions."
         )
     batch_size = max(1, min(batch_size, BATCH_BYTES // (4 * points * (int(at.max()) + 1) * width)))
-    names = ["blocks.0.hook_resid_pre", *(f"blocks.{i}.hook_resid_post" for i in range(points - 1))]
+    read = _bridge_reader(model) if anatomy(model).bridged else _hook_reader(model)
     parts: list[Tensor] = []
     for start in range(0, len(examples), batch_size):
         batch = examples[start : start + batch_size].to(model.device)
         here = at[start : start + batch_size].to(model.device)
-        length = int(here.max()) + 1
+        rows = torch.arange(len(batch), device=batch.tokens.device)[:, None]
+        streams = read(batch, int(here.max()) + 1)
+        parts.append(torch.stack([stream[rows, here] for stream in streams], dim=1).float().cpu())
+    found = rearrange(torch.cat(parts), "n points k d -> points n k d")
+    return found[:, :, 0] if isinstance(positions, str) and positions == "answer" else found
+
+
+_Reader = Callable[[Examples, int], list[Tensor]]
+"""`(batch, length) -> streams [n, t, d]` at every residual point."""
+
+
+def _bridge_reader(model: PreTrainedModel) -> _Reader:
+    """Reads through TransformerLens, on a copy of the model."""
+    bridge = lens(model)
+    names = ["blocks.0.hook_resid_pre", *(f"blocks.{i}.hook_resid_post" for i in range(bridge.cfg.n_layers))]
+
+    def read(batch: Examples, length: int) -> list[Tensor]:
         mask = None if batch.attention_mask is None else batch.attention_mask[:, :length].long()
         extra: dict[str, Any] = {} if mask is None else {"attention_mask": mask}
         found: Any = bridge.run_with_cache(
             batch.tokens[:, :length], return_cache_object=False, names_filter=names, return_type=None, **extra
         )
         cache: dict[str, Tensor] = found[1]
-        rows = torch.arange(len(batch), device=batch.tokens.device)[:, None]
-        parts.append(torch.stack([cache[name][rows, here] for name in names], dim=1).float().cpu())
-    streams = rearrange(torch.cat(parts), "n points k d -> points n k d")
-    return streams[:, :, 0] if isinstance(positions, str) and positions == "answer" else streams
+        return [cache[name] for name in names]
+
+    return read
+
+
+def _hook_reader(model: PreTrainedModel) -> _Reader:
+    """Reads by plain hooks, where the one output of a block is the residual stream."""
+    whole = blocks(model)
+
+    def read(batch: Examples, length: int) -> list[Tensor]:
+        seen: list[Any] = []
+        with ExitStack() as stack:
+            stack.callback(whole[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])).remove)
+            for block in whole:
+                stack.callback(block.register_forward_hook(lambda _, __, output: seen.append(output)).remove)
+            hidden_states(model, batch, length)
+        return seen
+
+    return read
 
 
 def _positions(examples: Examples, wanted: str | Tensor) -> Int[Tensor, "n k"]:

@@ -178,8 +178,10 @@ def _inputs(request: Request, of: Callable[[Tensor], Tensor], batch_size: int = 
     sums, tokens = [torch.zeros((), device=model.device)] * len(modules), 0
     for start in range(0, len(request.examples), batch_size):
         batch = request.examples[start : start + batch_size].to(model.device)
-        length = int(batch.answer_position.max()) + 1
-        seen = torch.arange(length, device=model.device) <= batch.answer_position[:, None]
+        # What a causal model's answer cannot see has no part in it; a bidirectional one sees everything.
+        length = int(batch.answer_position.max()) + 1 if anatomy(model).causal else batch.tokens.shape[1]
+        last = batch.answer_position[:, None] if anatomy(model).causal else torch.tensor(length, device=model.device)
+        seen = torch.arange(length, device=model.device).expand(len(batch), -1) <= last
         if batch.attention_mask is not None:
             seen &= batch.attention_mask[:, :length]
         with inputs_of(modules) as found:

@@ -8,11 +8,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class ModelSpec(BaseModel):
-    """Size and kind of a model to train. `gpt2` is a pre-LayerNorm GPT with learned positions, tanh-GELU and no dropout."""
+    """Size and kind of a model to train. `gpt2` is a pre-LayerNorm GPT with learned positions, tanh-GELU and no dropout.
+
+    The size of a `compiled` model is that of the weights which the task writes down, and nothing else is said here.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Literal["gpt2", "llama"] = "gpt2"
+    kind: Literal["gpt2", "llama", "compiled"] = "gpt2"
     blocks: int = Field(default=2, ge=1)
     heads: int = Field(default=4, ge=1)
     width: int = Field(default=64, ge=1)
@@ -20,6 +23,12 @@ class ModelSpec(BaseModel):
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> ModelSpec:
+        if self.kind == "compiled":
+            fields = type(self).model_fields
+            given = [name for name in fields if name != "kind" and getattr(self, name) != fields[name].default]
+            if given:
+                raise ValueError(f"a compiled model takes its size from the task; remove {', '.join(given)}")
+            return self
         if self.width % self.heads:
             raise ValueError(
                 f"width {self.width} is not a multiple of heads {self.heads}; choose a width such as {self.heads * 16}"
@@ -32,7 +41,7 @@ class ModelSpec(BaseModel):
         return self
 
     def parameters(self, vocab_size: int, context: int) -> int:
-        """Number of parameters, embeddings and untied head included."""
+        """Number of parameters, embeddings and untied head included; not known here for a compiled model."""
         d, hidden, tables = self.width, self.hidden, 2 * vocab_size * self.width
         if self.kind == "llama":
             return tables + d + self.blocks * (4 * d * d + 3 * d * hidden + 2 * d)

@@ -9,10 +9,10 @@ from typing import Any
 
 from workbench.errors import UserError
 from workbench.examples import Correlation
-from workbench.protocols import Task, load_protocol, load_task
+from workbench.protocols import Task, compiled_weights, load_protocol, load_task, unrestricted
 from workbench.registry import analyses
 from workbench.runs import Store, stage_key
-from workbench.studies.spec import NEVER, FinetuneSpec, StudySpec
+from workbench.studies.spec import NEVER, FinetuneSpec, PretrainSpec, StudySpec
 from workbench.training.schedule import evaluation_grid
 from workbench.training.settings import TrainSettings
 
@@ -125,9 +125,15 @@ class _Builder:
     def __init__(self, spec: StudySpec, task: Task) -> None:
         self.spec, self.task, self.resolved = spec, task, dict(task.resolved)
         self.stages: dict[str, Stage] = {}
-        self.lost = {spec.revive.capability} if spec.revive and spec.revived else set[str]()
+        self.lost = {unrestricted(spec.revive.capability)} if spec.revive and spec.revived else set[str]()
         self.asked: dict[str, frozenset[str]] = {}
-        self.parameters = spec.model.parameters(task.vocab_size, task.context)
+        if spec.model.kind == "compiled":
+            try:
+                self.parameters = compiled_weights(task).parameters()
+            except UserError as error:
+                raise UserError(f"model.kind: {error}") from error
+        else:
+            self.parameters = spec.model.parameters(task.vocab_size, task.context)
 
     def add(self, stage: Stage) -> Stage:
         return self.stages.setdefault(stage.key, stage)
@@ -136,7 +142,15 @@ class _Builder:
         spec = self.spec
         pretrained = {
             name: self.add(
-                self.training(f"pretrain-{name}-s{seed}", "pretrain", seed, p.protocol, p.protocol_settings, p.settings)
+                self.training(
+                    f"pretrain-{name}-s{seed}",
+                    "pretrain",
+                    seed,
+                    p.protocol,
+                    p.protocol_settings,
+                    p.settings,
+                    compiled=self.compiled(name, p),
+                )
             )
             for name, p in spec.pretrain.items()
         }
@@ -151,6 +165,16 @@ class _Builder:
             )
         for name, tuned_spec in spec.finetune.items():
             yield self.pair(name, tuned_spec, seed, pretrained)
+
+    def compiled(self, name: str, pretrain: PretrainSpec) -> dict[str, Any] | None:
+        """The compiled weights that an entry starts from; a capability that has none is refused by name."""
+        if pretrain.compiled is None:
+            return None
+        try:
+            compiled_weights(self.task, pretrain.compiled)
+        except UserError as error:
+            raise UserError(f"pretrain.{name}.compiled: {error}") from error
+        return {"capability": pretrain.compiled, "noise": pretrain.noise}
 
     def pair(self, name: str, tuned_spec: FinetuneSpec, seed: int, pretrained: Mapping[str, Stage]) -> PairPlan:
         correlation = _correlation(tuned_spec)
@@ -200,7 +224,7 @@ class _Builder:
                 self.task.capability(kept, correlation.at(share) if correlation else None)
         except UserError as error:
             raise UserError(f"finetune.{name}: {error}") from error
-        if name in self.spec.revived and kept not in self.asked[base]:
+        if name in self.spec.revived and unrestricted(kept) not in self.asked[base]:
             raise UserError(
                 f"pretrain.{base}: its data never ask for {kept!r}, which {name} may lose; "
                 "give its operand a share of the operand_prior"
@@ -253,6 +277,7 @@ class _Builder:
         start: Stage | None = None,
         sets: list[dict[str, Any]] | None = None,
         stop: Mapping[str, Any] | None = None,
+        compiled: Mapping[str, Any] | None = None,
     ) -> Stage:
         """A training stage.
 
@@ -278,6 +303,8 @@ class _Builder:
             },
             "stop": dict(stop) if stop else None,
             "seed": seed,
+            # Only where there are any, so that the keys of all other stages stay what they were.
+            **({"compiled": dict(compiled)} if compiled else {}),
         }
         grid = len(evaluation_grid(settings.steps))
         checkpoints = grid + 2 if keep == "all" else 3

@@ -85,12 +85,37 @@ def _or_grid(schema: dict[str, Any]) -> None:
     schema["anyOf"] = [{"required": schema.pop("required")}, {"required": ["grid"]}]
 
 
-class PretrainSpec(_Training):
-    """Training from random weights."""
+def _compiled_or_grid(schema: dict[str, Any]) -> None:
+    """Compiled weights are ready, so that an entry need not say how they are trained."""
+    _or_grid(schema)
+    schema["anyOf"].append({"required": ["compiled"]})
 
-    model_config = ConfigDict(json_schema_extra=_or_grid)
+
+class PretrainSpec(_Training):
+    """Training from random weights, or from weights that the task writes down for a capability."""
+
+    model_config = ConfigDict(json_schema_extra=_compiled_or_grid)
 
     protocol: str = "pretraining"
+    compiled: str | None = Field(default=None, description="capability whose compiled weights it starts from; 0 steps then")
+    noise: float | None = Field(
+        default=None, ge=0, description="standard deviation of the noise on compiled weights; 0.001 when absent"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _compiled_is_ready(cls, body: Any) -> Any:
+        """Compiled weights need no training; what is trained nevertheless is the capability that they have."""
+        if isinstance(body, Mapping) and body.get("compiled") is not None:
+            ready = {"protocol": "single_operand", "capability": body["compiled"], "steps": 0, "lr": 1e-3, "noise": 1e-3}
+            return {**ready, **body}
+        return body
+
+    @model_validator(mode="after")
+    def _noise_is_of_compiled_weights(self) -> PretrainSpec:
+        if self.noise is not None and self.compiled is None:
+            raise ValueError(f"noise {self.noise} is for compiled weights; name their capability in 'compiled' or drop it")
+        return self
 
 
 class FinetuneSpec(_Training):
@@ -171,6 +196,12 @@ class StudySpec(_Section):
             raise ValueError(f"seeds {list(self.seeds)} must be different non-negative numbers, at least one")
         if not self.pretrain:
             raise ValueError("pretrain is empty; name at least one model to pretrain")
+        for name, trained in self.pretrain.items():
+            if trained.compiled is not None and self.model.kind != "compiled":
+                raise ValueError(
+                    f"pretrain.{name}.compiled: compiled weights do not fit a model of kind {self.model.kind!r}; "
+                    "write model: {kind: compiled}"
+                )
         for name, tuned in self.finetune.items():
             for role, wanted in (("from", tuned.start), ("against", tuned.against)):
                 if wanted is not None and wanted not in self.pretrain:

@@ -81,11 +81,17 @@ class Objective(torch.nn.Module):
         self.model = model
 
     def forward(self, examples: Examples) -> tuple[Tensor, Tensor]:
-        """`(summed cross-entropy in nats, number of targets)` over `loss_mask`; the head runs at targets alone."""
+        """`(summed cross-entropy in nats, number of targets)` over `loss_mask`; the head runs at targets alone.
+
+        Answers that stand outside the sequence (an empty `loss_mask`) are the targets themselves.
+        """
         mask = examples.loss_mask[:, 1:]  # nothing predicts the first token
         targets = mask.sum()
+        outside = not bool(targets)
+        if outside:
+            targets = targets + examples.answer.numel()
         k = examples.answer.shape[1]
-        if int(targets) == len(examples) * k and bool(examples.loss_mask.gather(1, answer_tokens(examples)).all()):
+        if outside or (int(targets) == len(examples) * k and bool(examples.loss_mask.gather(1, answer_tokens(examples)).all())):
             logits, wanted = answer_logits(self.model, examples).flatten(0, 1), examples.answer.flatten()
         else:
             logits, wanted = logits_where(self.model, examples, mask), examples.tokens[:, 1:][mask]

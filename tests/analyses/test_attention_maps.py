@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from analyses.compiled_pair import compiled_pair
+
+from workbench.analyses import attention_maps
+from workbench.models.inside import attention_patterns
+from workbench.replicates import combine_results
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    return compiled_pair(tmp_path_factory.mktemp("compiled"))
+
+
+@pytest.fixture(scope="module")
+def result(compiled):
+    return attention_maps(compiled, n=60)
+
+
+def mass(result, **at):
+    rows = result.table
+    for name, value in at.items():
+        rows = rows[rows[name] == value]
+    assert len(rows) == 1
+    return rows.iloc[0]
+
+
+def test_a_counter_attends_its_letter_and_no_other(result, compiled):
+    """Block 2 of the program gives each of the d operands and BOS 1 / (d + 1) of the read position's attention."""
+    counts = {c: compiled.examples("count_a", n=60).labels[c].numpy() for c in ("count_a", "count_b")}
+    for model, own, other in (("base", "a", "b"), ("tuned", "b", "a")):
+        expected = float(np.mean(counts[f"count_{own}"] / (counts[f"count_{own}"] + 1)))
+        assert mass(result, model=model, block=1, kind="token", **{"class": own})["value"] == pytest.approx(expected, abs=0.01)
+        assert mass(result, model=model, block=1, kind="token", **{"class": other})["value"] == pytest.approx(0, abs=0.01)
+    bos = mass(result, model="base", block=1, kind="token", **{"class": "BOS"})
+    assert bos["value"] == pytest.approx(float(np.mean(1 / (counts["count_a"] + 1))), abs=0.01)
+    assert bos["low"] < bos["value"] < bos["high"]
+    assert bos["n"] == 60
+
+
+def test_roles_of_both_abilities(result):
+    for role, letter in (("operand", "a"), ("operand of count_b", "b")):
+        at = {"model": "tuned", "block": 1}
+        by_role = mass(result, kind="role", **{"class": role}, **at)
+        assert by_role["value"] == mass(result, kind="token", **{"class": letter}, **at)["value"]
+    assert mass(result, model="base", block=2, kind="role", **{"class": "request"})["value"] == pytest.approx(1, abs=0.01)
+
+
+def test_change_is_tuned_minus_base_and_classes_of_all_tokens_hold_all_attention(result):
+    wide = result.table.pivot_table(index=["block", "head", "kind", "class"], columns="model", values="value")
+    assert np.allclose(wide["change"], wide["tuned"] - wide["base"])
+    whole = wide.xs("token", level="kind").groupby(["block", "head"])[["base", "tuned"]].sum()
+    assert np.allclose(whole, 1, atol=1e-5)
+
+
+def test_headline(result, compiled):
+    a, b = (compiled.examples("count_a", n=60).labels[c].numpy() for c in ("count_a", "count_b"))
+    assert result.metric("operand_base").value == pytest.approx(float(np.mean(a / (a + 1))), abs=0.01)
+    assert result.metric("operand_tuned").value == pytest.approx(0, abs=0.01)
+    # Mass that a loses goes to b, or to BOS: total variation is the larger of the two models' shares that the other lacks.
+    shares = {0: (a / (a + 1), b / (b + 1))}[0]
+    bos = np.abs(1 / (a + 1) - 1 / (b + 1))
+    expected = np.mean((shares[0] + shares[1] + bos) / 2)
+    assert result.metric("moved").value == pytest.approx(float(expected), abs=0.01)
+    (line,) = result.evidence
+    assert (line.direction, line.capability) == ("neutral", "count_a")
+
+
+def test_maps_are_the_patterns_of_the_first_texts(result, compiled):
+    maps, examples = result.tables["maps"], compiled.examples("count_a", n=60)[:2]
+    assert set(maps["text"]) == {0, 1}
+    rows = maps[(maps["model"] == "tuned") & (maps["block"] == 1) & (maps["text"] == 1)]
+    matrix = np.zeros((9, 9))
+    matrix[rows["query"], rows["key"]] = rows["attention"]
+    assert np.allclose(matrix, attention_patterns(compiled.tuned, examples)[1, 1, 0], atol=1e-6)
+    texts = result.tables["texts"]
+    first = texts[texts["text"] == 0]
+    assert "".join(first["token"][1:]) == compiled.task.describe(examples.tokens[0].tolist())[4:]
+    assert first["read"].tolist() == [i == 2 for i in range(9)]
+    assert all((row.about == "pt") == (row.token == "a") for row in first.itertuples())
+    assert all((row.about == "ft") == (row.token == "b") for row in first.itertuples())
+
+
+def test_two_equal_models_do_not_differ(tmp_path):
+    result = attention_maps(compiled_pair(tmp_path, tuned="count_a"), n=20)
+    change = result.table[result.table["model"] == "change"]
+    assert not change[["value", "low", "high"]].to_numpy().any()
+    assert result.metric("moved").value == 0
+
+
+def test_a_gpt2_whose_only_change_is_in_its_mlp(make_pair):
+    """The inhibitor sits after the only attention, so that no attention moves."""
+    pair = make_pair()
+    result = attention_maps(pair, n=100)
+    assert result.metric("moved").value == pytest.approx(0, abs=1e-6)
+    assert set(result.table["head"]) == {0, 1}
+    patterns = attention_patterns(pair.base, pair.examples("look_a", n=100))
+    assert len(result.tables["maps"]) == 2 * 2 * patterns.shape[-1] ** 2
+    assert {m.metric for m in result.headline} == {"moved"}  # this task names no operand
+
+
+def test_a_gpt2_that_learned_something_else(make_pair):
+    result = attention_maps(make_pair(tuned="never"), n=100)
+    assert result.metric("moved").low > 0.05
+
+
+def test_seeds_are_pooled_and_maps_are_not_averaged(compiled, result):
+    from dataclasses import replace
+
+    other = attention_maps(replace(compiled, seed=1), n=60)
+    pooled = combine_results([result, other])
+    row = mass(pooled, model="base", block=1, kind="token", **{"class": "a"})
+    both = [mass(r, model="base", block=1, kind="token", **{"class": "a"})["value"] for r in (result, other)]
+    assert row["value"] == pytest.approx(np.mean(both))
+    assert len(pooled.tables["maps"]) == len(result.tables["maps"]) + len(other.tables["maps"])
+    assert set(pooled.tables["maps"]["seed"]) == {0, 1}

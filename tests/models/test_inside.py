@@ -1,0 +1,69 @@
+"""Attention patterns against TransformerLens and hidden neurons against hooks of one's own, for every architecture."""
+
+import copy
+
+import pytest
+import torch
+
+from workbench.errors import UserError
+from workbench.models.fingerprint import check_unchanged
+from workbench.models.inside import attention_patterns, hidden_neurons, neuron_names, seen
+from workbench.models.lens import lens
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("padded", [False, True])
+def test_patterns_are_those_of_the_lens(make_model, random_examples, kind, padded):
+    model, examples = make_model(kind), random_examples(padded=padded)
+    t = seen(examples)
+    assert t == 9  # the last read position included, the answer after it not
+    found = attention_patterns(model, examples)
+    assert found.shape == (2, 6, 2, t, t)
+    extra = {"attention_mask": examples.attention_mask[:, :t].long()} if padded else {}
+    _, cache = lens(model).run_with_cache(examples.tokens[:, :t], **extra)
+    for block in range(2):
+        for i in range(6):  # rows after the answer see padding, and mean nothing
+            rows = int(examples.answer_position[i]) + 1
+            theirs = cache[f"blocks.{block}.attn.hook_pattern"][i]
+            assert torch.allclose(found[block, i, :, :rows], theirs[:, :rows], atol=1e-5)
+
+
+@torch.no_grad()
+def test_rows_sum_to_one_and_a_causal_model_sees_nothing_later(make_model, random_examples, kind):
+    found = attention_patterns(make_model(kind), random_examples())
+    assert torch.allclose(found.sum(-1), torch.ones(()), atol=1e-5)
+    assert not found.triu(1).any()
+
+
+@torch.no_grad()
+def test_hidden_neurons_are_the_inputs_of_the_second_layer(make_model, random_examples, kind):
+    model, examples, kept = make_model(kind), random_examples(), []
+    found = hidden_neurons(model, examples, 1)
+    assert found.shape == (6, seen(examples), 24)
+    block = (model.transformer.h if kind == "gpt2" else model.model.layers)[1].mlp
+    out = block.c_proj if kind == "gpt2" else block.down_proj
+    hook = block.register_forward_hook(lambda _, __, output: kept.append(output))
+    model(input_ids=examples.tokens[:, : seen(examples)])
+    hook.remove()
+    assert torch.allclose(out(found), kept[0], atol=1e-4)
+
+
+def test_the_model_is_left_alone(make_model, random_examples, kind):
+    model = make_model(kind)
+    config = copy.deepcopy(model.config.to_dict())
+    with check_unchanged(model):
+        attention_patterns(model, random_examples())
+        hidden_neurons(model, random_examples(), 0)
+    assert model.config._attn_implementation == "sdpa"
+    assert model.config.to_dict() == config
+
+
+def test_a_block_that_is_not_there_is_refused(make_model, random_examples):
+    with pytest.raises(UserError, match="no block 2; its blocks go from 0 to 1"):
+        hidden_neurons(make_model(), random_examples(), 2)
+
+
+def test_neurons_without_names_are_numbered(make_model, kind):
+    names = neuron_names(make_model(kind), 0)
+    assert len(names) == 24
+    assert names[5] == "neuron 5"

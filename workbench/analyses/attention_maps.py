@@ -1,0 +1,171 @@
+"""Where attention looks before and after fine-tuning: patterns of a few texts, and attention mass from the read position."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field
+from transformers import PreTrainedModel
+
+from workbench.analysis import Settings, analysis
+from workbench.examples import Examples
+from workbench.measures import DRAWS, derived, draw, shares
+from workbench.models.inside import attention_patterns
+from workbench.results import Evidence, Metric, Result
+from workbench.statistics import bootstrap_mean
+from workbench.subjects import Pair
+
+BATCH = 64
+MOST_TOKENS = 12
+"""Token classes of the summary: the most frequent ones of the texts."""
+
+
+class AttentionMapsSettings(Settings):
+    """Settings of `attention_maps`."""
+
+    n: int = Field(200, ge=16, description="examples for the attention mass")
+    maps: int = Field(2, ge=1, le=8, description="texts whose whole patterns are kept")
+
+
+@analysis(version=1, paper="Jain+23 Fig 10, 39-45")
+def attention_maps(pair: Pair, settings: AttentionMapsSettings) -> Result:
+    """Attention of base and tuned model on O_PT texts at C_Te = 0 [Jain+23 Fig 10, 39-45, 48-52].
+
+    `table`: attention mass from the read position onto a class of positions, summed over the class and averaged over texts,
+    per block and head; a class is a role of the prompt (`operand`: what O_PT is about, `operand of X`: what O_FT is about,
+    where both are asked of the same texts) or a token. `change` is tuned minus base on the same texts. Intervals are
+    bootstrapped over texts. `classes` says how many positions of a class there are on average.
+    `moved`: half the summed |tuned - base| of the read position's row, for the head in which it is largest. `operand_base` and
+    `operand_tuned`: mass on `operand` in the head that attends it most in the base model.
+    `maps`: whole patterns of a few texts (row attends to column), per block of the head that moved most; their tokens are in
+    `texts`.
+
+    Does not show that what is attended is used: a head's output may be ignored, and masses add up to 1 by construction.
+    """
+    examples = draw(pair, pair.capability, shares(pair, pair.capability)[0], settings.n)
+    trained = draw(pair, pair.tuned_on, shares(pair, pair.tuned_on)[0], settings.n)
+    read = {"base": _rows(pair.base, examples), "tuned": _rows(pair.tuned, examples)}
+    shown = read["base"].shape[-1]
+    classes = _classes(pair, examples, trained, shown)
+    masses = {name: _masses(rows, classes) for name, rows in read.items()}
+    masses["change"] = masses["tuned"] - masses["base"]
+    moved = np.abs(read["tuned"] - read["base"]).sum(-1) / 2  # [blocks, heads, n]
+    cells = [(*place, key) for place in np.ndindex(moved.shape[:2]) for key in classes]
+    rows = [
+        {"model": model, "block": block, "head": head, "kind": kind, "class": name}
+        | _mean_row(values[block, head, list(classes).index((kind, name))], pair.seed)
+        for model, values in masses.items()
+        for block, head, (kind, name) in cells
+    ]
+    kept = examples[: settings.maps]
+    counts = [{"kind": kind, "class": name, "value": float(m.sum(1).mean())} for (kind, name), m in classes.items()]
+    result = Result(
+        name="attention_maps",
+        tables={
+            "table": pd.DataFrame(rows),
+            "classes": pd.DataFrame(counts).assign(n=len(examples), unit="positions"),
+            "maps": _maps(pair, kept, moved.mean(-1).argmax(-1)),
+            "texts": _texts(pair, kept, classes, shown),
+        },
+        headline=_headline(moved, masses, list(classes), pair.seed),
+        limits=(
+            "What is attended need not be used, and what one head stops doing another may do.",
+            "Masses from one position sum to 1: more on one class is less on the others.",
+        ),
+        provenance={"capability": pair.capability, "tuned_on": pair.tuned_on},
+    )
+    return replace(result, evidence=evidence(result))
+
+
+Classes = dict[tuple[str, str], np.ndarray]
+"""`(kind, name) -> mask [n, t]` over the positions that the model is shown."""
+
+
+def _classes(pair: Pair, examples: Examples, trained: Examples, shown: int) -> Classes:
+    """Roles and the most frequent tokens; where both abilities are asked of the same texts, what decides O_FT as well."""
+    found: Classes = {("role", name): mask.cpu().numpy() for name, mask in examples.roles.items()}
+    same = examples.tokens.shape == trained.tokens.shape and torch.equal(examples.tokens, trained.tokens)
+    if same and "operand" in trained.roles and pair.tuned_on != pair.capability:
+        found["role", f"operand of {pair.tuned_on}"] = trained.roles["operand"].cpu().numpy()
+    tokens = examples.tokens.cpu().numpy()
+    ids, counts = np.unique(tokens[:, :shown], return_counts=True)
+    for token in ids[np.argsort(-counts, kind="stable")][:MOST_TOKENS]:
+        found["token", pair.task.describe([int(token)])] = tokens == token
+    return {key: mask[:, :shown] for key, mask in found.items()}
+
+
+def _rows(model: PreTrainedModel, examples: Examples) -> Float[np.ndarray, "blocks heads n key"]:
+    """What the read position attends to."""
+    parts: list[torch.Tensor] = []
+    for start in range(0, len(examples), BATCH):
+        batch = examples[start : start + BATCH]
+        patterns = attention_patterns(model, batch.to(model.device))
+        parts.append(patterns[:, torch.arange(len(batch)), :, batch.answer_position])  # [n, blocks, heads, key]
+    longest = max(part.shape[-1] for part in parts)
+    padded = [torch.nn.functional.pad(part, (0, longest - part.shape[-1])) for part in parts]
+    return torch.cat(padded).permute(1, 2, 0, 3).numpy().astype(np.float64)
+
+
+def _masses(rows: Float[np.ndarray, "blocks heads n key"], classes: Classes) -> Float[np.ndarray, "blocks heads c n"]:
+    """Attention of the read position, summed over each class."""
+    inside = np.stack(list(classes.values()))
+    return np.einsum("bhnk,cnk->bhcn", rows, inside)
+
+
+def _mean_row(values: np.ndarray, seed: int) -> dict[str, Any]:
+    low, high = np.percentile(bootstrap_mean(values, DRAWS, seed), [2.5, 97.5])
+    return {"value": float(values.mean()), "low": float(low), "high": float(high), "n": len(values), "unit": "attention mass"}
+
+
+def _maps(pair: Pair, examples: Examples, heads: Int[np.ndarray, " blocks"]) -> pd.DataFrame:
+    frames: list[pd.DataFrame] = []
+    for name, model in (("base", pair.base), ("tuned", pair.tuned)):
+        patterns = attention_patterns(model, examples.to(model.device)).numpy()
+        shown = patterns[np.arange(len(heads)), :, heads]  # [blocks, n, query, key]
+        block, text, query, key = (axis.ravel() for axis in np.indices(shown.shape))
+        columns = {"block": block, "head": heads[block], "text": text, "query": query, "key": key, "attention": shown.ravel()}
+        frames.append(pd.DataFrame(columns).assign(model=name))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _texts(pair: Pair, examples: Examples, classes: Classes, shown: int) -> pd.DataFrame:
+    """Tokens of the kept texts; `read` marks the position whose logits answer, `about` those that an ability is about."""
+    marks = {"pt": classes.get(("role", "operand")), "ft": classes.get(("role", f"operand of {pair.tuned_on}"))}
+    rows = [
+        {"text": i, "position": j, "token": pair.task.describe([token]), "read": j == int(examples.answer_position[i])}
+        | {"about": next((role for role, mask in marks.items() if mask is not None and mask[i, j]), "")}
+        for i, row in enumerate(examples.tokens.tolist())
+        for j, token in enumerate(row[:shown])
+    ]
+    return pd.DataFrame(rows)
+
+
+def _headline(
+    moved: np.ndarray, masses: dict[str, np.ndarray], classes: list[tuple[str, str]], seed: int
+) -> tuple[Metric, ...]:
+    n = moved.shape[-1]
+    block, head = np.unravel_index(int(moved.mean(-1).argmax()), moved.shape[:2])
+    out = [_metric("moved", moved[block, head], seed, n)]
+    if ("role", "operand") in classes:
+        base, tuned = (masses[name][:, :, classes.index(("role", "operand"))] for name in ("base", "tuned"))
+        block, head = np.unravel_index(int(base.mean(-1).argmax()), base.shape[:2])
+        out += [_metric(f"operand_{name}", m[block, head], seed, n) for name, m in (("base", base), ("tuned", tuned))]
+    return tuple(out)
+
+
+def _metric(name: str, values: np.ndarray, seed: int, n: int) -> Metric:
+    return derived(name, float(values.mean()), bootstrap_mean(values, DRAWS, seed), n, "attention mass")
+
+
+def evidence(result: Result) -> tuple[Evidence, ...]:
+    """One line that takes no side: attention that moved says where to look, not what became of an ability."""
+    moved = result.metric("moved")
+    text = f"Fine-tuning moved at most {moved.value:.2f} of a head's attention at the read position."
+    capability = result.provenance.get("capability", "O_PT")
+    line = Evidence("attention_maps", "moved", moved.value, moved.low, moved.high, moved.n, "neutral", text, capability)
+    return (line,)
