@@ -150,13 +150,16 @@ def show(name: Name, store: StorePath = None, json: Json = False) -> None:
 
 
 def _print_verdicts(study: Study) -> None:
+    from workbench.figures import words
+
     verdicts = study.verdicts()
     lines: list[tuple[str, ...]] = []
     for v in verdicts:
         for e in v.evidence:
             sign = {"upper": "≤ ", "lower": "≥ "}.get(e.bound, "")
             value = f"{sign}{e.value:.2f} [{e.low:.2f}, {e.high:.2f}]" if e.value == e.value else "not measured"
-            lines.append((v.pair, v.capability, e.analysis, e.metric, value, str(e.n), e.direction))
+            said = words.metric(e.metric)
+            lines.append((v.pair, v.capability, e.analysis.replace("_", " "), said, value, str(e.n), e.direction))
     if lines:
         columns = ("pair", "ability", "analysis", "measure", "value [95 %]", "n", "points to")
         print_table("Evidence (n = examples per seed and set)", columns, lines, right=("n",))

@@ -114,8 +114,23 @@ def interval(line: Metric | Evidence, unit: str = "") -> str:
     return f"{_SAYS[line.bound]}{number(line.value)}{ends}{' ' + unit if unit else ''}"
 
 
+METRICS: Mapping[str, str] = {
+    "change_pt": "change of accuracy",
+    "collateral": "change, other families",
+    "recovered": "share of the loss recovered",
+    "room": "probe: base less untrained",
+    "room_never": "probe: base less never had it",
+    "share_kept": "share of the probe's room kept",
+    "ratio": "steps against never had it",
+    "tuned_ft": "accuracy where the shortcut fails",
+}
+"""Numbers that lines of evidence rest on."""
+
+
 def metric(name: str) -> str:
     """`steps_revived` -> `steps revived`."""
+    if name in METRICS:
+        return METRICS[name]
     for suffix, words in (("_pt", ", pretraining ability"), ("_ft", ", fine-tuned ability")):
         if name.endswith(suffix):
             return name.removesuffix(suffix).replace("_", " ") + words
