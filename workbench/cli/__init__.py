@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from workbench.cli import analyze, apps, export, runs, study, tasks
+from workbench.cli import analyze, apps, export, reproduce, runs, study, tasks
 from workbench.errors import UserError
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app.add_typer(runs.app, name="runs")
 app.add_typer(tasks.app, name="tasks")
 app.command("analyze")(analyze.analyze)
 app.command("export")(export.export)
+app.command("reproduce")(reproduce.reproduce)
 app.command("report")(apps.report)
 app.command("app")(apps.dashboard)
 

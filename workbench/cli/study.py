@@ -66,7 +66,7 @@ def run(
             f"note: the store has a study {study.name!r} that differs in {changed}; its runs stay, and from now on "
             f"`workbench study show {study.name}` means this one (give it another name in `study:` to keep both)"
         )
-    _print_cost(study, workers)
+    print_cost(study, workers)
     if device != "auto":  # refused here rather than by the first worker
         from workbench.models.checkpoints import pick_device
 
@@ -109,7 +109,7 @@ def plan_(name: Name, overrides: Overrides = None, seeds: Seeds = None, store: S
         return
     rows = [(s.name, s.key, states[s.key], human_seconds(s.seconds), human_bytes(s.bytes)) for s in study.plan.stages]
     print_table(f"{study.name}: {len(rows)} stages", ("stage", "key", "state", "about", "disk"), rows, right=("about", "disk"))
-    _print_cost(study, None)
+    print_cost(study, None)
 
 
 def _state(run: Any) -> str:
@@ -118,7 +118,8 @@ def _state(run: Any) -> str:
     return "damaged" if run.damaged else str(run.status.get("state", "to do"))
 
 
-def _print_cost(study: Study, workers: int | None) -> None:
+def print_cost(study: Study, workers: int | None) -> None:
+    """What is not done yet, and about what it takes."""
     from workbench.engine.local import cores
     from workbench.studies.plan import START_UP_SECONDS
 

@@ -288,7 +288,9 @@ class _Builder:
             load_protocol(protocol, self.task, protocol_settings, settings.batch_size, seed)
         except UserError as error:
             place = name.rsplit("-s", 1)[0].replace("-", ".", 1)
-            keys = f" (keys of the training itself: {', '.join(TrainSettings.model_fields)})" if "no setting" in str(error) else ""
+            keys = (
+                f" (keys of the training itself: {', '.join(TrainSettings.model_fields)})" if "no setting" in str(error) else ""
+            )
             raise UserError(f"{place}: {error}{keys}") from error
         keep = self.spec.evaluation.keep
         spec = {

@@ -1,0 +1,135 @@
+"""`workbench reproduce`: the paper's figures, tables and claims, redone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from workbench.cli.common import Json, StorePath, open_store, print_json, print_table, say
+from workbench.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from workbench.results import Result
+    from workbench.runs import Store
+    from workbench.studies.handle import Study
+
+CLAIMS = "claims"
+SCALES = ("cpu", "paper")
+
+
+def reproduce(
+    name: Annotated[str | None, typer.Argument(metavar="[FIGURE|TABLE|claims]", help="Such as fig5, tab5 or claims.")] = None,
+    list_: Annotated[bool, typer.Option("--list", help="List every figure and table.")] = False,
+    scale: Annotated[str, typer.Option(help="cpu (minutes to an hour) or paper (a GPU).")] = "cpu",
+    run: Annotated[bool, typer.Option(help="Run what is not done yet; else show what there is.")] = True,
+    workers: Annotated[int | None, typer.Option(min=1, help="Worker processes; one per core when absent.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
+    store: StorePath = None,
+    json: Json = False,
+) -> None:
+    """Redo a figure or table of the paper: run the study behind it, draw it, and print its numbers."""
+    from workbench.paper.catalogue import get, reproductions
+
+    if scale not in SCALES:
+        raise UserError(f"--scale {scale!r} is unknown{did_you_mean(scale, SCALES)}")
+    opened = open_store(store)
+    if list_ or name is None:
+        _list(opened, json)
+        return
+    study_name = "grid_counting" if scale == "cpu" else "grid_counting_paper"
+    if name != CLAIMS:
+        if name not in reproductions():
+            raise UserError(f"there is no figure or table {name!r}{did_you_mean(name, [CLAIMS, *reproductions()])}")
+        study_name = get(name).preset("paper" if scale == "paper" else "cpu")
+    study = _study(study_name, opened, run, workers, device, json)
+    result = _result(name, study, scale)
+    folder = _save(result, opened, f"{name}-{scale}")
+    if json:
+        print_json(result.to_json(folder))
+        return
+    _print(result, folder)
+
+
+def _list(store: Store, json: bool) -> None:
+    from workbench.paper.catalogue import reproductions
+    from workbench.studies.spec import preset_names
+
+    rows = [{"name": CLAIMS, "summary": "the paper's claims against what was measured", "study": "grid_counting"}]
+    rows += [{"name": e.name, "summary": e.title, "study": e.study} for e in reproductions().values()]
+    if json:
+        print_json(rows)
+        return
+    known = set(store.studies())
+    states = {study: "begun" if study in known else "not run" for study in preset_names()}
+    shown = [(r["name"], r["summary"], r["study"], states.get(r["study"], "no preset")) for r in rows]
+    print_table("Figures and tables of arXiv 2311.12786", ("name", "about", "study", "state"), shown)
+
+
+def _study(name: str, store: Store, run: bool, workers: int | None, device: str, quiet: bool) -> Study:
+    from workbench.cli.study import print_cost
+    from workbench.studies.handle import Study
+
+    study = Study.load(name, store)
+    if run and study.plan.missing(store):
+        if not quiet:
+            print_cost(study, workers)
+        study.run(workers, device=device)
+    return study
+
+
+def _result(name: str, study: Study, scale: str) -> Result:
+    if name == CLAIMS:
+        from workbench.paper.claims import judge
+        from workbench.paper.grid import Grid
+
+        return judge(Grid(study))
+    from workbench.paper.catalogue import get
+    from workbench.paper.redo import redo
+
+    return redo(get(name), study, "paper" if scale == "paper" else "cpu")
+
+
+def _save(result: Result, store: Store, name: str) -> Path:
+    """Result, tables and figure in `<store>/paper/NAME`, which replaces what was there."""
+    from workbench.figures import figure
+    from workbench.files import atomic_folder
+
+    folder = store.root / "paper" / name
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_folder(folder) as temporary:
+        result.save(temporary)
+        figure(result).write_html(temporary / "figure.html", include_plotlyjs=True)
+    return folder
+
+
+def _print(result: Result, folder: Path) -> None:
+    from workbench.figures import alt
+
+    say(alt(result))
+    if result.name == CLAIMS:
+        table: list[dict[str, Any]] = result.tables["table"].to_dict("records")
+        rows = [
+            (
+                r["claim"],
+                r["measured"],
+                r["predicted"],
+                f"{r['value']:.2f} [{r['low']:.2f}, {r['high']:.2f}]",
+                str(r["n"]),
+                r["agrees"],
+            )
+            for r in table
+        ]
+        print_table("Claims", ("claim", "measured", "predicted", "value [95 %]", "n", "agrees"), rows)
+        whole: list[dict[str, Any]] = result.tables["claims"].to_dict("records")
+        print_table("Agreement", ("claim", "the paper says", "agrees"), [(r["claim"], r["says"], r["agrees"]) for r in whole])
+        for row in whole:
+            if row["explanation"]:
+                say(f"  {row['claim']}: {row['explanation']}")
+    else:
+        rows = [(m.metric, f"{m.value:.3f} [{m.low:.3f}, {m.high:.3f}]", str(m.n), m.unit) for m in result.headline]
+        print_table("", ("number", "value [95 %]", "n", "unit"), rows)
+    for limit in result.limits:
+        say(f"  limit: {limit}")
+    say(f"written to {folder} (figure.html, result.json, tables)")

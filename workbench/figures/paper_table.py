@@ -1,0 +1,65 @@
+"""A table of the paper, redone: every cell as a dot with its interval, the printed value as a faint mark beside it."""
+
+from __future__ import annotations
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from workbench.figures.tables import distinct, select, values
+from workbench.figures.theme import GREY, finish, style
+from workbench.results import Result
+
+ROW = 17
+"""Height of a cell's line in pixels."""
+
+
+def figure(result: Result) -> go.Figure:
+    """One column of dots per measure, one line per cell."""
+    table = result.tables["table"]
+    measures, cells = distinct(table, "measure"), distinct(table, "cell")
+    titles = [str(m).replace(" (", "<br>(") for m in measures]
+    fig = make_subplots(rows=1, cols=len(measures), shared_yaxes=True, horizontal_spacing=0.025, subplot_titles=titles)
+    for column, measure in enumerate(measures, start=1):
+        rows = select(table, measure=measure)
+        how = style(str(rows["role"].iloc[0]))
+        y = [cells.index(cell) for cell in rows["cell"]]
+        paper = values(rows, "paper")
+        for name, x, marker, color in (
+            ("the paper, 10,000 iterations of its own model", paper, "line-ns-open", GREY),
+            ("measured here", values(rows, "value"), "circle", how.color),
+        ):
+            error = None
+            if name == "measured here":
+                spread = {"array": values(rows, "high") - x, "arrayminus": x - values(rows, "low")}
+                error = {**spread, "thickness": 1.2, "width": 0}
+            fig.add_trace(
+                go.Scatter(
+                    x=x,
+                    y=y,
+                    mode="markers",
+                    name=name,
+                    legendgroup=name,
+                    showlegend=column == 1,
+                    error_x=error,
+                    marker={"symbol": marker, "size": 8 if marker == "circle" else 11, "color": color, "line": {"width": 2}},
+                    text=[str(cell) for cell in rows["cell"]],
+                    hovertemplate=f"%{{text}}<br>{measure}: %{{x:.3f}}<extra>{name}</extra>",
+                ),
+                row=1,
+                col=column,
+            )
+        fig.update_xaxes(range=[-0.04, 1.04], tickvals=[0, 0.5, 1], title_text="accuracy", row=1, col=column)
+    fig.update_yaxes(tickvals=list(range(len(cells))), ticktext=[str(c) for c in cells], autorange="reversed", zeroline=False)
+    seeds = result.provenance.get("seeds", [])
+    n = int(np.max(values(table, "n"), initial=0) / max(1, len(seeds)))
+    subtitle = f"{n:,} texts per cell and seed, seeds {', '.join(map(str, seeds))}; 95 % intervals"
+    finish(fig, str(result.settings["title"]), subtitle, height=190 + ROW * len(cells), top=112)
+    return fig.update_layout(margin_l=max(120, 7 * max((len(str(c)) for c in cells), default=0)))
+
+
+def alt(result: Result) -> str:
+    """How far the cells are from the printed ones."""
+    table = result.tables["table"]
+    said = [f"{m.metric} {m.value:.2f} (from {m.low:.2f} to {m.high:.2f}, {m.n} cells)" for m in result.headline]
+    return f"{result.settings['title']}: {table['cell'].nunique()} cells, {'; '.join(said) or 'none of them printed in the paper'}."

@@ -1,0 +1,341 @@
+"""The paper's claims about procedural tasks, each as contrasts with a threshold that was declared before looking [Jain+23 §5].
+
+A contrast holds when its whole interval lies on the predicted side of its threshold, fails when it lies on the other one, and is
+unclear between. A claim agrees when all its contrasts hold, disagrees when all fail, and agrees partly otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import pandas as pd
+
+from workbench.errors import UserError
+from workbench.figures.tables import select, values
+from workbench.paper.grid import Grid, named
+from workbench.results import Metric, Result
+from workbench.statistics import Interval, Pool
+from workbench.verdict import HAS_IT, MASKED, RECOVERED, ROOM
+
+Agreement = Literal["yes", "partly", "no", "unclear", "not measured"]
+CLEAR = 0.5
+"""Difference of accuracies that a reader of the paper's plots would call "works here and not there"."""
+LOW, MEDIUM, HIGH = [0.99], [0.9], [0.5]
+"""Priors of the pretraining operand: with .99 the operand that is fine-tuned on is rare, its prior is low."""
+STANDARD = {"p99", "p9", "p5"}
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """One number that a claim predicts the side of."""
+
+    says: str
+    """What is measured, in words."""
+    side: Literal["above", "below"]
+    threshold: float
+    of: Callable[[Grid], tuple[Interval, int, int]]
+    """The number with its interval, examples and seeds."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the paper says, and how it is tested."""
+
+    name: str
+    says: str
+    contrasts: tuple[Contrast, ...]
+    explanation: str = ""
+    """Why a measurement that does not agree may not, written after looking."""
+
+
+def _pairs(grid: Grid, prior: Sequence[float], rates: Sequence[str], shares: Sequence[float]) -> list[str]:
+    """Pairs of the core: standard pretraining, these priors, rates and shares."""
+    steps = grid.axes["pretrain_steps"].mode()
+    return grid.where(prior=list(prior), rate_name=list(rates), share=list(shares), pretrain_steps=int(steps.iloc[0]))
+
+
+EVERY_RATE = ("large", "medium", "small")
+
+
+def _mean(
+    metric: str,
+    prior: Sequence[float],
+    rates: Sequence[str],
+    shares: Sequence[float],
+    less: tuple[Sequence[float], Sequence[str], Sequence[float]] | None = None,
+    analysis: str = "behaviour",
+    pool: Pool = "mean",
+) -> Callable[[Grid], tuple[Interval, int, int]]:
+    """Mean of a headline number over cells, less (or over, geometrically) that of other cells."""
+
+    def of(grid: Grid) -> tuple[Interval, int, int]:
+        minus = _pairs(grid, *less) if less else []
+        return grid.contrast(analysis, named(metric), _pairs(grid, prior, rates, shares), minus, pool)
+
+    return of
+
+
+def _gap(prior: Sequence[float], rates: Sequence[str], shares: Sequence[float]) -> Callable[[Grid], tuple[Interval, int, int]]:
+    """O_FT where the shortcut holds, less where it fails."""
+
+    def of(grid: Grid) -> tuple[Interval, int, int]:
+        def read(result: Result) -> Metric | None:
+            found = {m.metric: m for m in result.headline}
+            holds, fails = found.get("tuned_ft_correlated"), found["tuned_ft"]
+            if holds is None:
+                return None
+            draws = tuple(a - b for a, b in zip(holds.draws, fails.draws, strict=True))
+            return Metric("gap", holds.value - fails.value, 0.0, 0.0, holds.n, draws=draws)
+
+        return grid.contrast("behaviour", read, _pairs(grid, prior, rates, shares))
+
+    return of
+
+
+def _along(role: str) -> Callable[[Result], Metric | None]:
+    """Mean accuracy at C_Te = 0 along the fine-tuning, over the points of the evaluation grid: larger is sooner or longer."""
+
+    def read(result: Result) -> Metric | None:
+        rows = select(result.tables["table"], role=role, share=0.0)
+        if rows.empty:
+            return None
+        # No draws: the points of one training are not independent, so the interval is the one over seeds and cells.
+        return Metric("area", float(values(rows, "value").mean()), 0.0, 0.0, int(values(rows, "n").min()))
+
+    return read
+
+
+def _area(
+    role: str,
+    plus: tuple[Sequence[float], Sequence[str], Sequence[float]],
+    minus: tuple[Sequence[float], Sequence[str], Sequence[float]],
+) -> Callable[[Grid], tuple[Interval, int, int]]:
+    def of(grid: Grid) -> tuple[Interval, int, int]:
+        return grid.contrast("behaviour", _along(role), _pairs(grid, *plus), _pairs(grid, *minus))
+
+    return of
+
+
+def _least_probed(grid: Grid) -> tuple[Interval, int, int]:
+    """Share of the cells whose tuned model is probed for O_PT within `ROOM` of its base, per seed."""
+
+    def read(result: Result) -> Metric | None:
+        found = {m.metric: m for m in result.headline}
+        near = float(found["tuned_probe"].value >= found["base_probe"].value - ROOM)
+        return Metric("near", near, 0.0, 1.0, found["base_probe"].n)
+
+    return grid.contrast("probing", read, _pairs(grid, [*LOW, *MEDIUM, *HIGH], EVERY_RATE, (0.0, 0.5, 0.8, 1.0)))
+
+
+CLAIMS: tuple[Claim, ...] = (
+    Claim(
+        "q1",
+        "With a low prior the fine-tuned model is right only where the shortcut holds when most training texts are "
+        "correlated, and at the small rate it never learns the ability where the shortcut fails.",
+        (
+            Contrast(
+                "trained ability, correlated less uncorrelated texts, all texts correlated in training",
+                "above",
+                CLEAR,
+                _gap(LOW, EVERY_RATE, (1.0,)),
+            ),
+            Contrast("the same at the small rate with 80 % of texts correlated", "above", CLEAR, _gap(LOW, ("small",), (0.8,))),
+            Contrast(
+                "trained ability where the shortcut fails, small rate, no text correlated",
+                "below",
+                HAS_IT,
+                _mean("tuned_ft", LOW, ("small",), (0.0,)),
+            ),
+        ),
+    ),
+    Claim(
+        "q2",
+        "With a high or medium prior the shortcut is avoided unless every training text is correlated.",
+        (
+            Contrast(
+                "trained ability where the shortcut fails, at most 80 % of texts correlated",
+                "above",
+                HAS_IT,
+                _mean("tuned_ft", [*MEDIUM, *HIGH], EVERY_RATE, (0.5, 0.8)),
+            ),
+            Contrast(
+                "the same less that with all texts correlated",
+                "above",
+                ROOM,
+                _mean("tuned_ft", [*MEDIUM, *HIGH], EVERY_RATE, (0.5, 0.8), ([*MEDIUM, *HIGH], EVERY_RATE, (1.0,))),
+            ),
+        ),
+    ),
+    Claim(
+        "q3",
+        "The pretraining ability is lost fastest with a low prior and many correlated texts.",
+        (
+            Contrast(
+                "pretraining ability along fine-tuning, high less low prior, all texts correlated",
+                "above",
+                0.0,
+                _area("pt", (HIGH, EVERY_RATE, (1.0,)), (LOW, EVERY_RATE, (1.0,))),
+            ),
+            Contrast(
+                "the same, no less all texts correlated, low prior",
+                "above",
+                0.0,
+                _area("pt", (LOW, EVERY_RATE, (0.0,)), (LOW, EVERY_RATE, (1.0,))),
+            ),
+        ),
+    ),
+    Claim(
+        "q4",
+        "The more texts are correlated, the slower the trained ability is learned and the faster the other is lost.",
+        (
+            Contrast(
+                "trained ability along fine-tuning where the shortcut fails, no less 80 % correlated",
+                "above",
+                0.0,
+                _area("ft", ([*LOW, *MEDIUM], EVERY_RATE, (0.0,)), ([*LOW, *MEDIUM], EVERY_RATE, (0.8,))),
+            ),
+            Contrast(
+                "pretraining ability along fine-tuning, no less all texts correlated, all priors",
+                "above",
+                0.0,
+                _area("pt", ([*LOW, *MEDIUM, *HIGH], EVERY_RATE, (0.0,)), ([*LOW, *MEDIUM, *HIGH], EVERY_RATE, (1.0,))),
+            ),
+        ),
+    ),
+    Claim(
+        "pruning",
+        "With a low prior, removing a few neurons brings the pretraining ability back while the trained one falls; at "
+        "larger rates only where all texts were correlated.",
+        (
+            Contrast(
+                "share of the loss that pruning recovers, small rate, all texts correlated",
+                "above",
+                RECOVERED,
+                _mean("recovered", LOW, ("small",), (1.0,), analysis="pruning"),
+            ),
+            Contrast(
+                "gain over random neurons there", "above", 0.0, _mean("gain", LOW, ("small",), (1.0,), analysis="pruning")
+            ),
+            Contrast(
+                "trained ability (correlated texts) after pruning there",
+                "below",
+                1 - ROOM,
+                _mean("pruned_ft_correlated", LOW, ("small",), (1.0,), analysis="pruning"),
+            ),
+            Contrast(
+                "recovered share at the large rate, all less no texts correlated",
+                "above",
+                0.0,
+                _mean("recovered", LOW, ("large",), (1.0,), (LOW, ("large",), (0.0,)), analysis="pruning"),
+            ),
+        ),
+    ),
+    Claim(
+        "probing",
+        "The pretraining answer stays linearly readable in most cells, and is destroyed at the large rate with a low prior.",
+        (
+            Contrast("share of cells probed within .10 of their base", "above", 0.5, _least_probed),
+            Contrast(
+                "probe of the tuned less the base model, large rate, low prior, no text correlated",
+                "below",
+                -ROOM,
+                lambda grid: grid.contrast("probing", _probe_change, _pairs(grid, LOW, ("large",), (0.0,))),
+            ),
+        ),
+    ),
+    Claim(
+        "revival",
+        "Reverse fine-tuning brings the ability back in few steps: far fewer than a model needs that never had it, fewer "
+        "with a high than with a low prior, and with a low prior fewer after training on correlated texts.",
+        (
+            Contrast(
+                "steps against a model that never had it, low prior, all texts correlated",
+                "below",
+                MASKED,
+                _mean("ratio", LOW, EVERY_RATE, (1.0,), analysis="revival", pool="geometric"),
+            ),
+            Contrast(
+                "steps, high against low prior, all texts correlated",
+                "below",
+                1.0,
+                _mean("steps_revived", HIGH, EVERY_RATE, (1.0,), (LOW, EVERY_RATE, (1.0,)), "revival", "geometric"),
+            ),
+            Contrast(
+                "steps, all against no texts correlated, low prior",
+                "below",
+                1.0,
+                _mean("steps_revived", LOW, EVERY_RATE, (1.0,), (LOW, EVERY_RATE, (0.0,)), "revival", "geometric"),
+            ),
+        ),
+    ),
+)
+
+
+def _probe_change(result: Result) -> Metric | None:
+    found = {m.metric: m for m in result.headline}
+    tuned, base = found["tuned_probe"], found["base_probe"]
+    draws = tuple(a - b for a, b in zip(tuned.draws, base.draws, strict=True))
+    return Metric("change", tuned.value - base.value, 0.0, 0.0, base.n, draws=draws)
+
+
+def outcome(interval: Interval, side: str, threshold: float) -> Agreement:
+    """Whether a number lies on the predicted side of its threshold, its whole interval considered."""
+    above = interval.low >= threshold
+    below = interval.high <= threshold
+    if not above and not below:
+        return "unclear"
+    return "yes" if above == (side == "above") else "no"
+
+
+def agreement(outcomes: Sequence[Agreement]) -> Agreement:
+    """A claim's from its contrasts'."""
+    kinds = set(outcomes)
+    if kinds == {"not measured"} or not kinds:
+        return "not measured"
+    for whole in ("yes", "no", "unclear"):
+        if kinds == {whole}:
+            return whole
+    return "partly"
+
+
+def judge(grid: Grid, claims: Sequence[Claim] = CLAIMS) -> Result:
+    """Every claim against a grid study; the tables `claims` (a row each) and `table` (a row per contrast)."""
+    rows: list[dict[str, object]] = []
+    summary: list[dict[str, object]] = []
+    metrics: list[Metric] = []
+    for claim in claims:
+        found: list[Agreement] = []
+        for contrast in claim.contrasts:
+            try:
+                interval, n, seeds = contrast.of(grid)
+                result = outcome(interval, contrast.side, contrast.threshold)
+            except UserError:
+                interval, n, seeds, result = Interval(float("nan"), float("nan"), float("nan")), 0, 0, "not measured"
+            found.append(result)
+            rows.append(
+                {
+                    "claim": claim.name,
+                    "measured": contrast.says,
+                    "predicted": f"{contrast.side} {contrast.threshold:.2f}",
+                    "value": interval.value,
+                    "low": interval.low,
+                    "high": interval.high,
+                    "n": n,
+                    "seeds": seeds,
+                    "agrees": result,
+                }
+            )
+            metrics.append(
+                Metric(f"{claim.name}: {contrast.says}", interval.value, interval.low, interval.high, n, seeds=seeds)
+            )
+        whole = agreement(found)
+        explained = claim.explanation if whole != "yes" else ""
+        summary.append({"claim": claim.name, "says": claim.says, "agrees": whole, "explanation": explained})
+    limits = (
+        "Thresholds were declared before looking; a number whose interval crosses its threshold is unclear.",
+        "The interval along fine-tuning is that over seeds and cells alone, not over examples.",
+    )
+    tables = {"table": pd.DataFrame(rows), "claims": pd.DataFrame(summary)}
+    return Result("claims", tables, tuple(metrics), limits=limits, provenance={"seeds": list(grid.study.spec.seeds)})

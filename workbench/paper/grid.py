@@ -1,0 +1,142 @@
+"""A study of many pairs as tables: every pair with its place on the paper's axes, and results stacked over pairs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from workbench.errors import UserError
+from workbench.results import Metric, Result
+from workbench.statistics import Interval, Pool, hierarchical
+from workbench.studies.handle import Study
+
+RATES = ("large", "medium", "small", "very small")
+"""Fine-tuning rates of a study, from the largest on [Jain+23 §5]."""
+AXES = ("pair", "rate", "rate_name", "prior", "share", "pretrain_steps", "pretraining_share", "protocol")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A study whose pairs differ along the axes of the paper."""
+
+    study: Study
+    read_results: dict[tuple[str, str, int], Result | None] = field(default_factory=dict[Any, Any], repr=False)
+    """Results of single seeds that were read already: claims read the same ones over and over."""
+
+    @cached_property
+    def axes(self) -> pd.DataFrame:
+        """One row per pair with the columns `AXES`; NaN where an axis does not apply.
+
+        `prior` is the share of pretraining prompts of its family that ask for the ability that may be lost, `share` C_Tr,
+        `rate` that of fine-tuning, `pretraining_share` that of pretraining data mixed in.
+        """
+        spec = self.study.spec
+        plans = {plan.name: plan for plan in self.study.plan.pairs}
+        rates = sorted({tuned.lr for tuned in spec.finetune.values()}, reverse=True)
+        rows: list[dict[str, Any]] = []
+        for name, tuned in spec.finetune.items():
+            base = spec.pretrain[spec.reference(name)]
+            prior = base.protocol_settings.get("operand_prior") or {}
+            operand = plans[name].capability.rpartition("_")[2]
+            place = rates.index(tuned.lr)
+            rows.append(
+                {
+                    "pair": name,
+                    "rate": tuned.lr,
+                    "rate_name": RATES[place] if len(rates) > 1 and place < len(RATES) else "the only",
+                    "prior": float(prior.get(operand, math.nan)),
+                    "share": float(tuned.correlation.share) if tuned.correlation else math.nan,
+                    "pretrain_steps": base.steps,
+                    "pretraining_share": float(tuned.protocol_settings.get("pretraining_share", 0.0)),
+                    "protocol": tuned.protocol,
+                }
+            )
+        return pd.DataFrame(rows, columns=list(AXES))
+
+    def where(self, **equal: Any) -> list[str]:
+        """Names of the pairs whose axes have these values; a sequence of values means any of them."""
+        rows = np.ones(len(self.axes), dtype=bool)
+        for axis, wanted in equal.items():
+            values = wanted if isinstance(wanted, list | tuple) else [wanted]
+            rows &= self.axes[axis].isin(values).to_numpy()
+        return [str(name) for name in self.axes["pair"][rows]]
+
+    def stacked(self, analysis: str, table: str = "table", pairs: Iterable[str] | None = None) -> pd.DataFrame:
+        """A table of an analysis pooled over seeds, of all pairs, with the pairs' axes as columns (`share` is called `c_tr`).
+
+        Pairs whose analysis is not done are left out.
+        """
+        parts: list[pd.DataFrame] = []
+        wanted = set(self.axes["pair"] if pairs is None else pairs)
+        for row in self.axes.to_dict("records"):
+            result = self.study.result(row["pair"], analysis) if row["pair"] in wanted else None
+            if result is not None and table in result.tables:
+                place = {("c_tr" if axis == "share" else axis): value for axis, value in row.items()}
+                parts.append(result.tables[table].assign(**place))
+        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+    def contrast(
+        self,
+        analysis: str,
+        read: Callable[[Result], Metric | None],
+        plus: Sequence[str],
+        minus: Sequence[str] = (),
+        pool: Pool = "mean",
+    ) -> tuple[Interval, int, int]:
+        """Mean of a headline number over the pairs `plus`, less that over `minus`, with its interval over seeds.
+
+        Draws of one seed resample the same examples in all pairs, so that the difference is paired. With a geometric pool
+        it is the ratio of geometric means.
+
+        Returns:
+            The number with its interval, the examples behind one value, and the number of seeds.
+
+        Raises:
+            UserError: no seed has all of these pairs measured.
+        """
+        values: list[float] = []
+        draws: list[np.ndarray] = []
+        n = 0
+        for seed in self.study.spec.seeds:
+            found = [[self._metric(name, analysis, read, seed) for name in names] for names in (plus, minus)]
+            if any(metric is None for side in found for metric in side) or not found[0]:
+                continue
+            sides = [_mean([m for m in side if m is not None], pool) for side in found]
+            (value, sample), (other, others) = sides[0], sides[1] if minus else (0.0 if pool == "mean" else 1.0, None)
+            joined = sample if others is None else sample - others if pool == "mean" else sample / others
+            values.append(value - other if pool == "mean" else value / other)
+            draws.append(joined)
+            n = min(m.n for side in found for m in side if m is not None)
+        if not values:
+            raise UserError(f"{analysis} of {', '.join([*plus, *minus][:3])} is not done for any seed; run the study first.")
+        return hierarchical(draws, pool, values=values), n, len(values)
+
+    def _metric(self, pair: str, analysis: str, read: Callable[[Result], Metric | None], seed: int) -> Metric | None:
+        key = (pair, analysis, seed)
+        if key not in self.read_results:
+            self.read_results[key] = self.study.result(pair, analysis, seed)
+        result = self.read_results[key]
+        return None if result is None else read(result)
+
+
+def _mean(metrics: Sequence[Metric], pool: Pool) -> tuple[float, np.ndarray]:
+    """Mean of values and draws; numbers without draws are constants."""
+    if not metrics:
+        return math.nan, np.array([math.nan])
+    length = max((len(m.draws) for m in metrics), default=0) or 1
+    draws = np.stack([np.asarray(m.draws or (m.value,) * length, dtype=np.float64) for m in metrics])
+    values = np.array([m.value for m in metrics])
+    if pool == "mean":
+        return float(values.mean()), draws.mean(0)
+    return float(np.exp(np.log(values).mean())), np.exp(np.log(draws).mean(0))
+
+
+def named(name: str) -> Callable[[Result], Metric | None]:
+    """Reads a headline number by name; None where a result has none."""
+    return lambda result: next((m for m in result.headline if m.metric == name), None)

@@ -1,0 +1,193 @@
+"""Figures of the paper as small multiples: one table, one variable along x, one by line, one by column, one by row.
+
+A view turns a grid study into a tidy table with the columns `column row line look x value low high n`; the figure draws
+what stands there and knows nothing of the paper.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import pandas as pd
+
+from workbench.figures import words
+from workbench.figures.tables import keep, select, values
+from workbench.paper.grid import Grid
+
+TIDY = ("column", "row", "line", "look", "x", "value", "low", "high", "n")
+LEVELS = ("column", "row", "value", "text")
+
+
+@dataclass(frozen=True)
+class View:
+    """What one figure shows of a grid study."""
+
+    reads: str
+    """`accuracy`, `pruning`, `probing`, `revival` or `ends`."""
+    where: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Axes of the pairs that are shown."""
+    role: str = "ft"
+    """`accuracy`: which ability, `pt` or `ft`."""
+    lines: str = "c_tr"
+    columns: str | tuple[str, ...] = "prior"
+    rows: str | tuple[str, ...] = "rate_name"
+
+    @property
+    def panels(self) -> list[str]:
+        """The axes that make panels."""
+        return list(dict.fromkeys((*_names(self.columns), *_names(self.rows))))
+
+
+def _names(axes: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (axes,) if isinstance(axes, str) else axes
+
+
+def tidy(grid: Grid, view: View) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The table of a view and its reference levels (columns `LEVELS`), both empty where nothing is done."""
+    table, levels = _READERS[view.reads](grid, view, grid.where(**view.where))
+    return table.reindex(columns=list(TIDY)), levels.reindex(columns=list(LEVELS))
+
+
+def placed(rows: pd.DataFrame, view: View) -> pd.DataFrame:
+    """Rows of the axes of a view with the columns `column row line`."""
+    return _place(rows, view, line=[_said(view.lines, value) for value in rows[view.lines]])
+
+
+def _place(rows: pd.DataFrame, view: View, **more: Any) -> pd.DataFrame:
+    """Rows with their panel and line in words."""
+    return rows.assign(column=_label(rows, view.columns), row=_label(rows, view.rows), **more)
+
+
+def _label(rows: pd.DataFrame, axes: str | tuple[str, ...]) -> list[str]:
+    parts = [[_said(axis, value) for value in rows[axis]] for axis in _names(axes)]
+    return [", ".join(filter(None, words_)) for words_ in zip(*parts, strict=True)] if parts else [""] * len(rows)
+
+
+def _said(axis: str, value: Any) -> str:
+    """A value of an axis as a person reads it."""
+    if axis == "share":
+        return words.texts(float(value))
+    if isinstance(value, float) and math.isnan(value):
+        return ""
+    formats: dict[str, Callable[[Any], str]] = {
+        "prior": lambda v: f"pretraining prior {v:g}",
+        "rate_name": lambda v: f"{v} rate",
+        "rate": lambda v: f"rate {v:g}",
+        "c_tr": lambda v: f"{100 * v:g} % of texts correlated",
+        "pretrain_steps": lambda v: f"{v:,} pretraining steps",
+        "pretraining_share": lambda v: f"{100 * v:g} % pretraining data",
+        "reverse_rate": lambda v: f"reverse rate {v}",
+        "pair": str,
+        "protocol": lambda v: str(v).replace("_", " "),
+    }
+    return formats.get(axis, str)(value)
+
+
+def _by_line(rows: pd.DataFrame, view: View) -> dict[str, Any]:
+    """Lines coloured by rank of their axis: `rank 0`, `rank 1` ..."""
+    ordered = sorted(set(rows[view.lines]))
+    return {
+        "line": [_said(view.lines, value) for value in rows[view.lines]],
+        "look": [f"rank {ordered.index(value)} of {len(ordered)}" for value in rows[view.lines]],
+    }
+
+
+def _accuracy(grid: Grid, view: View, pairs: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Accuracy over fine-tuning steps; test texts are an axis too (`share`)."""
+    rows = grid.stacked("behaviour", pairs=pairs)
+    if rows.empty:
+        return pd.DataFrame(), pd.DataFrame()
+    rows = keep(rows, (rows["role"] == view.role) & rows["share"].notna())
+    rows = _place(rows, view, **_by_line(rows, view)).rename(columns={"step": "x"})
+    chance = grid.stacked("behaviour", "chance", pairs)
+    chance = keep(chance, (chance["role"] == view.role) & chance["share"].notna())
+    best = chance.sort_values("value", ascending=False).drop_duplicates(view.panels)
+    levels = _place(best, view).assign(text=[f"best guess: {value:.2f}" for value in values(best, "value")])
+    return rows, levels
+
+
+def _pruning(grid: Grid, view: View, pairs: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Accuracy over the number of removed units, for both abilities; random units behind."""
+    rows = grid.stacked("pruning", pairs=pairs)
+    if rows.empty:
+        return pd.DataFrame(), pd.DataFrame()
+    rows = rows.rename(columns={"k": "x"})
+    parts: list[pd.DataFrame] = []
+    random = keep(rows, rows["draw"] > 0)
+    if len(random):
+        spread = random.groupby([*view.panels, "x"], as_index=False, dropna=False).agg(
+            value=("value", "mean"), low=("value", "min"), high=("value", "max"), n=("n", "min")
+        )
+        parts.append(_place(spread, view, line="as many random units (range over orders)", look="random"))
+    asked = select(rows, draw=0)
+    for role, share in (("ft", 0.0), ("ft", 1.0), ("pt", 0.0)):
+        some = select(asked, role=role, share=share)
+        if len(some):
+            name = words.ability(str(some["capability"].iloc[0]), role, share)
+            parts.append(_place(some, view, line=name, look=role if (role, share) != ("ft", 0.0) else "ft thin"))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(), pd.DataFrame()
+
+
+def _probing(grid: Grid, view: View, pairs: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Probe accuracy for the ability that may be lost over residual points, models as lines."""
+    rows = grid.stacked("probing", pairs=pairs)
+    if rows.empty:
+        return pd.DataFrame(), pd.DataFrame()
+    rows = keep(rows, (rows["role"] == view.role) & (rows["prompt"] == "matching") & (rows["labels"] == "true"))
+    order = [model for model in ("never_had_it", "untrained", "base", "tuned") if model in set(rows["model"])]
+    parts = [
+        _place(select(rows, model=model).rename(columns={"point": "x"}), view, line=words.MODELS[model], look=model)
+        for model in order
+    ]
+    return pd.concat(parts, ignore_index=True), pd.DataFrame()
+
+
+def _revival(grid: Grid, view: View, pairs: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Accuracy over reverse fine-tuning steps, tuned models as lines; `reverse_rate` is an axis too; controls behind."""
+    rows = grid.stacked("revival", pairs=pairs)
+    if rows.empty:
+        return pd.DataFrame(), pd.DataFrame()
+    main = f"{grid.study.spec.revive.lr:g}" if grid.study.spec.revive else ""
+    split = rows["arm"].str.partition("@")
+    rows = rows.assign(which=split[0], reverse_rate=[rate or main for rate in split[2]]).rename(columns={"step": "x"})
+    parts: list[pd.DataFrame] = []
+    for arm in ("scratch", "never_had_it"):
+        control = select(rows, which=arm)
+        if len(control):
+            once = control.drop_duplicates([*view.panels, "x"])
+            parts.append(_place(once, view, line=words.ARMS[arm], look=arm))
+    revived = select(rows, which="revived")
+    parts.append(_place(revived, view, **_by_line(revived, view)))
+    table = pd.concat(parts, ignore_index=True)
+    goal = table[["column", "row"]].drop_duplicates().assign(value=0.95, text="95 %")
+    return table, cast(pd.DataFrame, goal)
+
+
+def _ends(grid: Grid, view: View, pairs: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Accuracy before (x = 0) and after (x = 1) fine-tuning where the shortcut fails, every ability a line."""
+    rows = grid.stacked("behaviour", "endpoints", pairs)
+    if rows.empty:
+        return pd.DataFrame(), pd.DataFrame()
+    rows = keep(rows, rows["model"].isin(["base", "tuned"]) & (rows["share"] != 1.0))
+    rows = rows.assign(x=(rows["model"] == "tuned").astype(float))
+    looks = {"pt": "pt", "ft": "ft"}
+    known = [str(name) for name in rows["capability"].drop_duplicates()]
+    look = [
+        looks.get(str(role), f"other {known.index(str(name))}")
+        for role, name in zip(rows["role"], rows["capability"], strict=True)
+    ]
+    return _place(rows, view, line=[words.capability(str(name)) for name in rows["capability"]], look=look), pd.DataFrame()
+
+
+_READERS: Mapping[str, Callable[[Grid, View, Sequence[str]], tuple[pd.DataFrame, pd.DataFrame]]] = {
+    "accuracy": _accuracy,
+    "pruning": _pruning,
+    "probing": _probing,
+    "revival": _revival,
+    "ends": _ends,
+}
+X_AXES = {"accuracy": "steps", "pruning": "units", "probing": "points", "revival": "reverse steps", "ends": "ends"}
+"""What runs along x, by what a view reads."""
