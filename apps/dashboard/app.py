@@ -15,6 +15,7 @@ st.set_page_config(page_title="Revival", page_icon=ICON, layout="wide")
 pages = [
     st.Page("app_pages/overview.py", title="Overview", icon=":material/home:", default=True),
     st.Page("app_pages/study.py", title="Study", icon=":material/monitoring:", url_path="study"),
+    st.Page("app_pages/paper.py", title="Paper", icon=":material/menu_book:", url_path="paper"),
     st.Page("app_pages/run.py", title="Run", icon=":material/deployed_code:", url_path="run"),
 ]
 page = st.navigation(pages)

@@ -22,7 +22,7 @@ with warnings.catch_warnings():
     from apps.dashboard.serve import command
 
 APP = Path(__file__).parents[2] / "apps" / "dashboard" / "app.py"
-PAGES = ("overview", "study", "run")
+PAGES = ("overview", "study", "paper", "run")
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
@@ -76,8 +76,38 @@ def test_every_page_shows_every_store(open_page, store, page):
 @pytest.mark.parametrize("page", PAGES)
 def test_an_empty_store_names_the_command_that_fills_it(open_page, page):
     at = open_page("empty", page)
-    assert [code.value for code in at.code] == ["make demo"]
-    assert "no runs yet" in at.info[0].value
+    command, said = ("workbench reproduce claims", "not held against") if page == "paper" else ("make demo", "no runs yet")
+    assert [code.value for code in at.code] == [command]
+    assert said in at.info[0].value
+
+
+def test_the_paper_page_shows_claims_and_what_was_redone(open_page, stores):
+    from workbench.figures import alt
+    from workbench.paper.claims import Claim, Contrast, judge
+    from workbench.paper.grid import Grid
+    from workbench.statistics import Interval
+    from workbench.studies.handle import Study
+
+    grid = Grid(Study.open(Store(stores / "full"), "quickstart"))
+    sure = Contrast("a number", "above", 0.5, lambda _: (Interval(0.7, 0.6, 0.8), 100, 2))
+    unsure = Contrast("another", "below", 0.5, lambda _: (Interval(0.5, 0.4, 0.6), 100, 2))
+    claims = (Claim("q1", "It is so.", (sure,)), Claim("q2", "It is <b>not</b>.", (sure, unsure), "Too small."))
+    folder = stores / "full" / "paper" / "claims-cpu"
+    folder.mkdir(parents=True)
+    judge(grid, claims).save(folder)
+    (folder.parent / "fig5-cpu").mkdir()
+    (folder.parent / "fig5-cpu" / "result.json").write_text("{")
+    at = open_page("full", "paper")
+    assert not at.exception
+    said = " ".join(m.value for m in at.markdown)
+    assert "It is so" in said
+    assert "\\<b\\>not\\</b\\>" in said
+    assert "Too small" in " ".join(c.value for c in at.caption)
+    frames = [f.value for f in at.dataframe]
+    assert frames[0]["value [95 %]"].tolist() == ["0.70 [0.60, 0.80]"]
+    assert frames[1]["agrees"].tolist() == ["yes", "unclear"]
+    assert charts(at)[0][1] == alt(judge(grid, claims))
+    assert "holds no readable result" in at.error[0].value  # the other figure is damaged, and hides nothing
 
 
 def test_overview_tells_findings_and_draws_all_runs(open_page, stores):
