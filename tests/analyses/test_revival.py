@@ -162,13 +162,21 @@ def test_plain_texts_count_as_the_uncorrelated_set(run, arm):
     assert result.metric("steps_revived").value == pytest.approx(5)
 
 
-def test_irrelevant_training_that_revives_is_called_out(run, arm):
+@pytest.mark.parametrize(
+    ("unshown", "direction", "said"),
+    [
+        ("irrelevant", "masked", "it cannot have been taught by them"),
+        ("unrelated", "masked", "random strings"),
+        ("other_operands", "neutral", "other operands of its family"),
+    ],
+)
+def test_training_that_never_shows_it_and_revives_it_is_called_out(run, arm, unshown, direction, said):
     arms = {"revived": arm(0.2, 0.9, 1.0, 1.0), "never_had_it": arm(0.2, 0.2, 0.3, 0.5, 0.9, 1.0, 1.0)}
-    assert len(run(**arms, irrelevant=arm(0.2, 0.2, 0.3, 0.3, 0.3, 0.3)).evidence) == 1
-    lines = run(**arms, irrelevant=arm(0.2, 0.9, 1.0, 1.0)).evidence
-    assert "it cannot have been taught by them" in lines[1].text
-    assert lines[1].direction == "masked"
-    assert lines[1].metric == "steps_irrelevant"
+    assert len(run(**arms, **{unshown: arm(0.2, 0.2, 0.3, 0.3, 0.3, 0.3)}).evidence) == 1
+    lines = run(**arms, **{unshown: arm(0.2, 0.9, 1.0, 1.0)}).evidence
+    assert said in lines[1].text
+    assert lines[1].direction == direction
+    assert lines[1].metric == f"steps_{unshown}"
 
 
 def test_nothing_lost_is_uninformative_not_masked(run, arm):

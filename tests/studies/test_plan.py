@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from typing import get_args
 
 import pytest
 import yaml
@@ -12,7 +13,7 @@ from workbench.errors import UserError
 from workbench.registry import analyses
 from workbench.runs import Store
 from workbench.studies.plan import STAGE_SECONDS, Plan, is_done, plan
-from workbench.studies.spec import parse_study
+from workbench.studies.spec import Arm, parse_study
 
 SECOND = {"from": "never_had_it", "against": "base", "capability": "count_b", "steps": 8, "lr": 2e-3, "batch_size": 8}
 ANALYSES = ("behaviour", "pruning", "probing", "revival")
@@ -153,6 +154,20 @@ def test_other_reverse_rates_run_the_arms_again_where_they_lie_below_the_rate_of
     assert {arm: stage.key for arm, stage in alone.arms.items()} == {arm: fast.arms[arm].key for arm in main}
 
 
+def test_arms_that_never_show_the_ability_train_the_tuned_model_on_something_else_at_the_main_rate():
+    arms = ["revived", "irrelevant", "other_operands", "unrelated"]
+    revive = {**body()["revive"], "arms": arms, "other_rates": [body()["revive"]["lr"] / 2]}
+    (pair,) = planned(revive=revive).pairs
+    assert [arm for arm in pair.arms if "@" in arm] == [f"revived@{revive['lr'] / 2:g}"]
+    assert {arm: pair.arms[arm].spec["protocol"]["name"] for arm in arms} == {
+        "revived": "single_operand",
+        "irrelevant": "other_families",
+        "other_operands": "other_operands",
+        "unrelated": "unrelated",
+    }
+    assert {pair.arms[arm].parents for arm in arms} == {(pair.tuned.key,)}
+
+
 def test_a_pair_is_held_against_the_model_it_starts_from_or_another():
     tunes = {"a": {**SECOND, "against": None}, "b": {**SECOND, "against": "never_had_it"}, "c": SECOND}
     made = planned(finetune=tunes, revive=None, analyses=[])
@@ -264,7 +279,7 @@ def test_no_setting_is_left_out_of_the_keys(path, value):
     seeds=st.lists(st.integers(0, 9), min_size=1, max_size=3, unique=True),
     tunes=st.permutations(["wrapped", "second", "third"]),
     chosen=st.lists(st.sampled_from(ANALYSES), unique=True),
-    arms=st.lists(st.sampled_from(["revived", "never_had_it", "scratch", "irrelevant"]), unique=True),
+    arms=st.lists(st.sampled_from(get_args(Arm)), unique=True),
 )
 def test_parents_come_first_and_keys_are_unique(seeds, tunes, chosen, arms):
     every = {"wrapped": body()["finetune"]["wrapped"], "second": SECOND, "third": {**SECOND, "steps": 0}}

@@ -19,7 +19,15 @@ from workbench.verdict import REVIVED_AT, ROOM, judge_revival
 
 TAIL = 0.025
 """Share of draws beyond either end of a 95 % interval."""
-REVIVED, NEVER, IRRELEVANT = "revived", "never_had_it", "irrelevant"
+REVIVED, NEVER = "revived", "never_had_it"
+UNSHOWN = {
+    "irrelevant": "Training on other families, which never shows {}, brings it back too, in {} steps: it cannot have been taught "
+    "by them.",
+    "unrelated": "Training on random strings, which never shows {}, brings it back too, in {} steps: it cannot have been taught "
+    "by them.",
+    "other_operands": "Training on the other operands of its family, which never shows {} itself, brings it back too, in {} steps.",
+}
+"""Arms of the tuned model whose data never show O_PT, and what it means when one of them brings it back."""
 
 
 class RevivalSettings(Settings):
@@ -56,8 +64,9 @@ def revival(pair: Pair, settings: RevivalSettings) -> Result:
     """Training steps and examples until O_PT is back at 95 %, for each arm [Jain+23 Fig 9, 26-29, 76-78, Tab 4].
 
     Arms: `revived` is the tuned model on O_PT data; `never_had_it` the same training of a model pretrained alike but never
-    asked for O_PT; `scratch` of random weights; `irrelevant` is the tuned model on other families' data. All are measured on
-    the same test texts at C_Te = 0 at every step of the evaluation grid.
+    asked for O_PT; `scratch` of random weights; `irrelevant` is the tuned model on other families' data,
+    `other_operands` on the other operands of its family, `unrelated` on random strings. All are measured on the same test
+    texts at C_Te = 0 at every step of the evaluation grid.
 
     Estimand: steps until the accuracy reaches 95 % and the next point of the grid confirms it, interpolated between the
     grid's points on the scale log(1 + step). An arm that never arrives is censored: its number is a lower bound, and
@@ -185,13 +194,13 @@ def evidence(result: Result) -> tuple[Evidence, ...]:
     ends: dict[str, str] = {"masked": "; the ability was only covered", "erased": "; it is learned anew"}
     direction: Direction = judged.verdict if judged.verdict in ("masked", "erased") else "neutral"
     lines = [line(shown, direction if judged.informative else "uninformative", f"{told}{ends.get(judged.verdict, '')}.")]
-    other = found.get(f"steps_{IRRELEVANT}")
-    if other is not None and other.bound == "exact" and found[f"start_{IRRELEVANT}"].value <= REVIVED_AT - ROOM:
-        text = (
-            f"Training on other families, which never shows {name}, brings it back too, in {other.value:.0f} steps: "
-            "it cannot have been taught by them."
-        )
-        lines.append(line(other, "masked", text))
+    for arm, said in UNSHOWN.items():
+        other = found.get(f"steps_{arm}")
+        if other is not None and other.bound == "exact" and found[f"start_{arm}"].value <= REVIVED_AT - ROOM:
+            # The other operands show how to count; that they bring this one back is no proof that it was there.
+            lines.append(
+                line(other, "neutral" if arm == "other_operands" else "masked", said.format(name, f"{other.value:.0f}"))
+            )
     return tuple(lines)
 
 

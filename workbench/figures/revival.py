@@ -15,7 +15,7 @@ from workbench.results import Result
 from workbench.verdict import REVIVED_AT
 
 GOAL = f"{100 * REVIVED_AT:g} %"
-ORDER = ("scratch", "irrelevant", "never_had_it", "revived")
+ORDER = ("scratch", "unrelated", "irrelevant", "other_operands", "never_had_it", "revived")
 """Controls first, so that they lie behind."""
 
 

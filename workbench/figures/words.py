@@ -19,6 +19,8 @@ ARMS: Mapping[str, str] = {
     "never_had_it": "never had it",
     "scratch": "from scratch",
     "irrelevant": "irrelevant data",
+    "other_operands": "other operands of the family",
+    "unrelated": "unrelated strings",
 }
 
 

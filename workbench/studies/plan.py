@@ -12,7 +12,7 @@ from workbench.examples import Correlation
 from workbench.protocols import Task, compiled_weights, load_protocol, load_task, unrestricted
 from workbench.registry import analyses
 from workbench.runs import Store, stage_key
-from workbench.studies.spec import NEVER, FinetuneSpec, PretrainSpec, StudySpec
+from workbench.studies.spec import NEVER, UNSHOWN, FinetuneSpec, PretrainSpec, StudySpec
 from workbench.training.schedule import evaluation_grid
 from workbench.training.settings import TrainSettings
 
@@ -241,15 +241,17 @@ class _Builder:
             "revived": (tuned, revive.protocol, on_task, f"revived-{name}"),
             "never_had_it": (never, revive.protocol, on_task, "never_had_it"),
             "scratch": (None, revive.protocol, on_task, "scratch"),
-            "irrelevant": (tuned, revive.irrelevant_protocol, {"capability": revive.capability}, f"irrelevant-{name}"),
         }
+        for arm in UNSHOWN:
+            protocol = revive.irrelevant_protocol if arm == "irrelevant" else arm
+            starts[arm] = (tuned, protocol, {"capability": revive.capability}, f"{arm}-{name}")
         sets = _sets([(revive.capability, 0.0)], correlation)
         stop = revive.stop.model_dump() if revive.stop else None
         out: dict[str, Stage] = {}
         for rate in (revive.lr, *(rate for rate in revive.other_rates if rate < tuned_lr)):
             at = "" if rate == revive.lr else f"@{rate:g}"
             settings = revive.settings.model_copy(update={"lr": rate})
-            for arm in (arm for arm in revive.arms if not at or arm != "irrelevant"):
+            for arm in (arm for arm in revive.arms if not at or arm not in UNSHOWN):
                 start, protocol, protocol_settings, label = starts[arm]
                 stage = self.training(
                     f"reverse-{label}{at}-s{seed}",

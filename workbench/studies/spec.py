@@ -20,8 +20,10 @@ from workbench.registry import analyses
 from workbench.training.schedule import Schedule
 from workbench.training.settings import TrainSettings
 
-Arm = Literal["revived", "never_had_it", "scratch", "irrelevant"]
+Arm = Literal["revived", "never_had_it", "scratch", "irrelevant", "other_operands", "unrelated"]
 ARMS: tuple[Arm, ...] = ("revived", "never_had_it", "scratch", "irrelevant")
+UNSHOWN: tuple[Arm, ...] = ("irrelevant", "other_operands", "unrelated")
+"""Arms of the tuned model whose data never show the ability."""
 NEVER = "never_had_it"
 """Name of the pretrained model to which the capability under revival was never asked."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=,+-]{0,149}")
@@ -149,7 +151,8 @@ class ReviveSpec(_Training):
     schedule: Schedule = Schedule(kind="constant")
     capability: str
     other_rates: tuple[float, ...] = Field(
-        default=(), description="further rates, used where they lie below a fine-tune's own; `irrelevant` runs at `lr` alone"
+        default=(),
+        description="further rates, where below a fine-tune's own; arms that never show the ability run at `lr` alone",
     )
     arms: tuple[Arm, ...] = ARMS
     pairs: tuple[str, ...] | None = Field(default=None, description="fine-tunes to revive, `*` for any text; all when absent")
