@@ -17,8 +17,10 @@ from rich.table import Table
 
 from tests.benchmarks.data import tokens_per_second
 from tests.benchmarks.leave_one_out import against_naive
+from tests.benchmarks.pruning import against_whole_passes
 from tests.benchmarks.startup import help_seconds
 from tests.benchmarks.training import LARGE, SMALL, Speed, compare
+from tests.benchmarks.workers import two_against_one
 
 Row = tuple[str, str, str, bool]
 
@@ -38,6 +40,12 @@ def rows(short: bool) -> Iterator[Row]:
     ratio, ours, naive = against_naive(4 if short else 32)
     said = f"{ratio:.0f}x the naive loop ({ours:.2f} against {naive:.1f} s)"
     yield "leave-one-out of 512 neurons, 2 blocks, 256 examples", said, ">= 20x", ratio >= 20
+    for size, examples in ((SMALL, 500), (LARGE, 64)):
+        ratio = against_whole_passes(size, examples, 1 if short else 5)
+        what = f"pruning curve in the last of {size.blocks} blocks, width {size.width}"
+        yield what, f"{ratio:.1f}x whole passes", ">= 1.3x", ratio >= 1.3
+    ratio = two_against_one(10 if short else 100, 1 if short else 5)
+    yield "two workers of one thread", f"{ratio:.2f}x one of two threads", ">= 1.4x", ratio >= 1.4
     seconds = help_seconds(1 if short else 7)
     yield "workbench --help", f"{seconds:.2f} s", "< 0.7 s", seconds < 0.7
 

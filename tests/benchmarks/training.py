@@ -51,7 +51,9 @@ def task_of(size: Size) -> PcfgTask:
     return PcfgTask.from_settings({"text_length": size.text_length, "window": size.window, "families": families})
 
 
-class _Nobody:
+class Nobody:
+    """A listener that keeps nothing."""
+
     def step(self, step: Any) -> None: ...
 
     def due(self) -> bool:
@@ -131,7 +133,7 @@ def compare(size: Size, answer_only: bool, turns: int) -> Speed:
     assert sum(p.numel() for p in plain.parameters()) == spec.parameters(task.vocab_size, task.context)
     timed = _Turns(protocol, size, plain_turn, turns)
     settings = QUIET.model_copy(update={"steps": (turns + 1) * size.steps + 1, "batch_size": size.batch_size})
-    train(model, timed, settings, _Nobody(), device=torch.device("cpu"), seed=0)
+    train(model, timed, settings, Nobody(), device=torch.device("cpu"), seed=0)
     ours, theirs = timed.ours[1:], timed.theirs[1 : len(timed.ours)]  # the first turn of each is warm-up
     return Speed(
         ratio=statistics.median(b / a for a, b in zip(ours, theirs, strict=True)),
