@@ -1,12 +1,13 @@
 # Needs make and Python 3.11 or newer; nothing else has to be there before.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-browser app study analyze report bench lint clean
+.PHONY: help setup demo test test-all test-browser app study analyze reproduce report bench lint clean
 
 PYTHON ?= python3
 BIN := .venv/bin
 # One thread a process: two workers of one thread do more than one of two on models of this size.
 export OMP_NUM_THREADS ?= 1
 STUDY ?= quickstart
+WHAT ?= claims
 STUDY_NAME = $(basename $(notdir $(STUDY)))
 
 help: ## this list
@@ -31,6 +32,9 @@ study: setup ## run a study: make study STUDY=counting ARGS='--seeds 0-4'
 
 analyze: setup ## one analysis: make analyze TARGET=quickstart:wrapped WITH=pruning
 	$(BIN)/workbench analyze $(TARGET) --with $(WITH) $(ARGS)
+
+reproduce: setup ## a figure, table or the claims of the paper: make reproduce WHAT=fig5 (workbench reproduce --list)
+	$(BIN)/workbench reproduce $(WHAT) $(ARGS)
 
 report: setup ## write the HTML report of a study: make report STUDY=quickstart
 	$(BIN)/workbench report $(STUDY_NAME)
