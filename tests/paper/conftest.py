@@ -1,0 +1,46 @@
+"""The small grid, done, made once; and copies of it in which something is missing."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.paper.fake_grid import fake_grid
+from workbench.paper.grid import Grid
+from workbench.runs import Store
+from workbench.studies.handle import Study
+from workbench.studies.plan import PairPlan
+
+
+@pytest.fixture(scope="session")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """Tests read it and leave it as it is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", lambda file: None)  # a store that a crash may take is good enough here
+        return fake_grid(tmp_path_factory.mktemp("grid"))
+
+
+@pytest.fixture(scope="session")
+def grid(study: Study) -> Grid:
+    return Grid(study)
+
+
+@pytest.fixture
+def without(study: Study, tmp_path: Path) -> Callable[[Callable[[PairPlan, str], bool]], Grid]:
+    """`without(lambda pair, analysis: ...)` is the grid in a store that lacks these results."""
+
+    def make(missing: Callable[[PairPlan, str], bool]) -> Grid:
+        root = tmp_path / "runs"
+        shutil.copytree(study.store.root, root)
+        copy = Study(study.spec, Store(root))
+        for planned in copy.plan.pairs:
+            for analysis, stage in planned.analyses.items():
+                run = copy.store.find(stage.key)
+                if run is not None and missing(planned, analysis):
+                    shutil.rmtree(run.path)
+        return Grid(Study(study.spec, Store(root)))
+
+    return make
