@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -34,7 +35,7 @@ def without(study: Study, tmp_path: Path) -> Callable[[Callable[[PairPlan, str],
 
     def make(missing: Callable[[PairPlan, str], bool]) -> Grid:
         root = tmp_path / "runs"
-        shutil.copytree(study.store.root, root)
+        shutil.copytree(study.store.root, root, copy_function=os.link)
         copy = Study(study.spec, Store(root))
         for planned in copy.plan.pairs:
             for analysis, stage in planned.analyses.items():

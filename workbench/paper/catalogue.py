@@ -216,7 +216,7 @@ def _of_variants() -> list[Reproduction]:
             "fig22-23",
             "Probes after mixing in pretraining data",
             "mixing",
-            View("probing", {}, "pt", columns="pretraining_share", rows="prior"),
+            View("probing", {}, "pt", columns="pretraining_share", rows=("prior", "c_tr")),
         ),
         Reproduction(
             "fig24",
