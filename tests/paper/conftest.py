@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.paper.fake_grid import fake_grid
+from tests.paper.fake_grid import made_once
 from workbench.paper.grid import Grid
 from workbench.runs import Store
 from workbench.studies.handle import Study
@@ -18,10 +18,7 @@ from workbench.studies.plan import PairPlan
 
 @pytest.fixture(scope="session")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
-    """Tests read it and leave it as it is."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("os.fsync", lambda file: None)  # a store that a crash may take is good enough here
-        return fake_grid(tmp_path_factory.mktemp("grid"))
+    return made_once(tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pytest
 
 from tests.apps.fake_store import FT, OTHER, PT, N, correct, finish, write
 from workbench.measures import derived, proportion_row
@@ -118,6 +119,18 @@ def right(name: str, value: float, seed: int) -> Metric:
     row = proportion_row(correct(value))
     draws = tuple(np.round(bootstrap_mean(correct(value), DRAWS, seed), 6).tolist())
     return Metric(name, row["value"], row["low"], row["high"], N, "accuracy", draws=draws)
+
+
+_DONE: list[Study] = []
+
+
+def made_once(factory: pytest.TempPathFactory) -> Study:
+    """The small grid with everything done, once for all folders of tests in a process; tests leave it as it is."""
+    if not _DONE:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("os.fsync", lambda file: None)  # a store that a crash may take is good enough here
+            _DONE.append(fake_grid(factory.mktemp("grid")))
+    return _DONE[0]
 
 
 def behaviour(planned: PairPlan) -> Result:
