@@ -11,6 +11,7 @@ from workbench.cli.common import Json, StorePath, open_store, print_json, print_
 from workbench.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
+    from workbench.paper.grid import Scale
     from workbench.results import Result
     from workbench.runs import Store
     from workbench.studies.handle import Study
@@ -38,16 +39,16 @@ def reproduce(
     if list_ or name is None:
         _list(opened, json)
         return
-    study_name = "grid_counting" if scale == "cpu" else "grid_counting_paper"
-    if name != CLAIMS:
-        if name not in reproductions():
-            raise UserError(f"there is no figure or table {name!r}{did_you_mean(name, [CLAIMS, *reproductions()])}")
-        study_name = get(name).preset("paper" if scale == "paper" else "cpu")
-    study = _study(study_name, opened, run, workers, device, json)
-    result = _result(name, study, scale)
+    at: Scale = "paper" if scale == "paper" else "cpu"
+    if name not in (CLAIMS, *reproductions()):
+        raise UserError(f"there is no figure or table {name!r}{did_you_mean(name, [CLAIMS, *reproductions()])}")
+    study_name = get(name).preset(at) if name != CLAIMS else "grid_counting" if at == "cpu" else "grid_counting_paper"
+    trains = name == CLAIMS or get(name).needs_models
+    study = _study(name, study_name, opened, run and trains, workers, device, json)
+    result = _result(name, study, at)
     folder = _save(result, opened, f"{name}-{scale}")
     if json:
-        print_json(result.to_json(folder))
+        print_json({**result.to_json(folder), "name": name})
         return
     _print(result, folder)
 
@@ -59,7 +60,7 @@ def _list(store: Store, json: bool) -> None:
     rows = [{"name": CLAIMS, "summary": "the paper's claims against what was measured", "study": "grid_counting"}]
     rows += [{"name": e.name, "summary": e.title, "study": e.study} for e in reproductions().values()]
     if json:
-        print_json(rows)
+        print_json([{"name": r["name"], "summary": r["summary"]} for r in rows])
         return
     known = set(store.studies())
     states = {study: "begun" if study in known else "not run" for study in preset_names()}
@@ -67,10 +68,17 @@ def _list(store: Store, json: bool) -> None:
     print_table("Figures and tables of arXiv 2311.12786", ("name", "about", "study", "state"), shown)
 
 
-def _study(name: str, store: Store, run: bool, workers: int | None, device: str, quiet: bool) -> Study:
+def _study(asked: str, name: str, store: Store, run: bool, workers: int | None, device: str, quiet: bool) -> Study:
     from workbench.cli.study import print_cost
     from workbench.studies.handle import Study
+    from workbench.studies.spec import preset_names
 
+    if name not in preset_names():
+        scales = [
+            scale for scale in SCALES if name.removesuffix("_paper") + ("_paper" if scale == "paper" else "") in preset_names()
+        ]
+        fix = f"; give --scale {scales[0]}" if scales else ""
+        raise UserError(f"{asked} needs the study {name!r}, which is no preset{fix}.")
     study = Study.load(name, store)
     if run and study.plan.missing(store):
         if not quiet:
@@ -79,16 +87,21 @@ def _study(name: str, store: Store, run: bool, workers: int | None, device: str,
     return study
 
 
-def _result(name: str, study: Study, scale: str) -> Result:
+def _result(name: str, study: Study, scale: Scale) -> Result:
     if name == CLAIMS:
         from workbench.paper.claims import judge
         from workbench.paper.grid import Grid
 
-        return judge(Grid(study))
+        result = judge(Grid(study, scale))
+        if set(result.tables["table"]["agrees"]) == {"not measured"}:
+            raise UserError(
+                f"{name} needs the study {study.name!r}, of which nothing that it compares is done; run `workbench reproduce {name}`."
+            )
+        return result
     from workbench.paper.catalogue import get
     from workbench.paper.redo import redo
 
-    return redo(get(name), study, "paper" if scale == "paper" else "cpu")
+    return redo(get(name), study, scale)
 
 
 def _save(result: Result, store: Store, name: str) -> Path:
@@ -115,7 +128,7 @@ def _print(result: Result, folder: Path) -> None:
                 r["claim"],
                 r["measured"],
                 r["predicted"],
-                f"{r['value']:.2f} [{r['low']:.2f}, {r['high']:.2f}]",
+                "" if r["why"] else f"{r['value']:.2f} [{r['low']:.2f}, {r['high']:.2f}]",
                 str(r["n"]),
                 r["agrees"],
             )
@@ -127,6 +140,8 @@ def _print(result: Result, folder: Path) -> None:
         for row in whole:
             if row["explanation"]:
                 say(f"  {row['claim']}: {row['explanation']}")
+        for why in dict.fromkeys(r["why"] for r in table if r["why"]):
+            say(f"  not measured: {why}")
     else:
         rows = [(m.metric, f"{m.value:.3f} [{m.low:.3f}, {m.high:.3f}]", str(m.n), m.unit) for m in result.headline]
         print_table("", ("number", "value [95 %]", "n", "unit"), rows)

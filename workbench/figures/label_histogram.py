@@ -7,7 +7,7 @@ from plotly.subplots import make_subplots
 
 from workbench.figures import words
 from workbench.figures.tables import distinct, largest, select, values
-from workbench.figures.theme import finish, style
+from workbench.figures.theme import GREY, finish, style
 from workbench.results import Result
 
 
@@ -34,9 +34,14 @@ def figure(result: Result) -> go.Figure:
                     showlegend=column == 1,
                     marker={
                         "color": style(role).color,
-                        "pattern": {"shape": "" if role == "pt" else "/", "fgcolor": "#FFFFFF"},
+                        "pattern": {
+                            "shape": "" if role == "pt" else "/",
+                            "fillmode": "overlay",
+                            "fgcolor": "#FFFFFF",
+                            "solidity": 0.2,
+                        },
                     },
-                    error_y={**spread, "thickness": 1, "width": 0},
+                    error_y={**spread, "thickness": 1.5, "width": 3, "color": GREY},
                     hovertemplate=f"{name} = %{{x}}: %{{y:.3f}} of the texts<extra></extra>",
                 ),
                 row=1,

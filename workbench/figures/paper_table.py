@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from workbench.figures import words
 from workbench.figures.tables import distinct, select, values
 from workbench.figures.theme import GREY, finish, style
+from workbench.figures.words import broken
 from workbench.results import Result
 
 ROW = 17
 """Height of a cell's line in pixels."""
+TITLE = 16
+"""Characters of a measure's name that fit over its column in a narrow page."""
 
 
 def figure(result: Result) -> go.Figure:
     """One column of dots per measure, one line per cell."""
     table = result.tables["table"]
     measures, cells = distinct(table, "measure"), distinct(table, "cell")
-    titles = [str(m).replace(" (", "<br>(") for m in measures]
-    fig = make_subplots(rows=1, cols=len(measures), shared_yaxes=True, horizontal_spacing=0.025, subplot_titles=titles)
+    titles = [broken(str(measure), TITLE) for measure in measures]
+    fig = make_subplots(
+        rows=1,
+        cols=len(measures),
+        shared_yaxes=True,
+        horizontal_spacing=0.025,
+        subplot_titles=["<br>".join(lines) for lines in titles],
+    )
     for column, measure in enumerate(measures, start=1):
         rows = select(table, measure=measure)
         how = style(str(rows["role"].iloc[0]))
@@ -42,7 +51,12 @@ def figure(result: Result) -> go.Figure:
                     legendgroup=name,
                     showlegend=column == 1,
                     error_x=error,
-                    marker={"symbol": marker, "size": 8 if marker == "circle" else 11, "color": color, "line": {"width": 2}},
+                    marker={
+                        "symbol": marker,
+                        "size": 8 if marker == "circle" else 11,
+                        "color": color,
+                        "line": {"width": 0 if marker == "circle" else 2},
+                    },
                     text=[str(cell) for cell in rows["cell"]],
                     hovertemplate=f"%{{text}}<br>{measure}: %{{x:.3f}}<extra>{name}</extra>",
                 ),
@@ -50,12 +64,13 @@ def figure(result: Result) -> go.Figure:
                 col=column,
             )
         fig.update_xaxes(range=[-0.04, 1.04], tickvals=[0, 0.5, 1], title_text="accuracy", row=1, col=column)
-    fig.update_yaxes(tickvals=list(range(len(cells))), ticktext=[str(c) for c in cells], autorange="reversed", zeroline=False)
-    seeds = result.provenance.get("seeds", [])
-    n = int(np.max(values(table, "n"), initial=0) / max(1, len(seeds)))
-    subtitle = f"{n:,} texts per cell and seed, seeds {', '.join(map(str, seeds))}; 95 % intervals"
-    finish(fig, str(result.settings["title"]), subtitle, height=190 + ROW * len(cells), top=112)
-    return fig.update_layout(margin_l=max(120, 7 * max((len(str(c)) for c in cells), default=0)))
+    fig.update_yaxes(
+        tickvals=list(range(len(cells))), ticktext=[str(c) for c in cells], range=[len(cells) - 0.4, -0.6], zeroline=False
+    )
+    subtitle = words.sample(result, int(max(values(table, "n") / values(table, "seeds"), default=0)))
+    top = 78 + 15 * max(map(len, titles), default=0)
+    finish(fig, str(result.settings["title"]), subtitle, height=top + 70 + ROW * len(cells), top=top)
+    return fig.update_layout(margin_l=20 + 6.5 * max((len(str(c)) for c in cells), default=0))
 
 
 def alt(result: Result) -> str:

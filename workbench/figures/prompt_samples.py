@@ -26,8 +26,9 @@ def figure(result: Result) -> go.Figure:
             columnwidth=[6, 1],
         )
     )
-    lines = sum(p.count("<br>") + 1 for p in prompts)
-    fig = finish(fig, str(result.settings["title"]), "drawn with seed 0", height=150 + 22 * lines, bottom=20)
+    rows = sum(10 + 18 * (p.count("<br>") + 1) for p in prompts)
+    seed = result.provenance["seeds"][0]
+    fig = finish(fig, str(result.settings["title"]), f"drawn with seed {seed}", height=160 + rows, bottom=20)
     return fig.update_layout(margin={"l": 0, "r": 0})
 
 

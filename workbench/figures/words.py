@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 
 from workbench.results import Bound, Direction, Evidence, Metric, Result
@@ -156,6 +157,11 @@ def sample(result: Result, n: int | None = None) -> str:
     which = f"seed{'s' if len(found) > 1 else ''} {listed(found)}" if found else ""
     parts = [f"{count:,} texts{per}" if count else "", which]
     return ", ".join(p for p in parts if p) + "; 95 % intervals"
+
+
+def broken(text: str, width: int) -> list[str]:
+    """Lines of at most this many characters where words allow it."""
+    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
 
 
 def listed(items: Sequence[object]) -> str:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from workbench.errors import UserError, did_you_mean
+from workbench.paper.grid import Scale
 from workbench.paper.views import View
-
-Scale = Literal["cpu", "paper"]
 
 
 @dataclass(frozen=True)
@@ -16,8 +15,7 @@ class Table:
     """A table of the paper: final accuracies of every cell, beside the printed ones."""
 
     published: str
-    """Name of the printed table."""
-    pretrain_steps: int | None = None
+    """Name of the printed table; one of models that were pretrained for 50K iterations shows the pairs of shorter pretraining."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +53,11 @@ class Reproduction:
     published: str | None = None
     """Printed table whose values are drawn beside the lines' ends."""
 
+    @property
+    def needs_models(self) -> bool:
+        """Whether anything has to be trained for it; texts alone are drawn from the task."""
+        return not isinstance(self.shows, Labels | Samples)
+
     def preset(self, scale: Scale) -> str:
         """The study that has to be run."""
         return self.study if scale == "cpu" else f"{self.study}_paper"
@@ -74,7 +77,6 @@ def _both(number: str, title: str, reads: str, **more: Any) -> list[Reproduction
     ]
 
 
-CORE = {"prior": [0.99, 0.9, 0.5, 0.999], "pretrain_steps": None}
 CENTRE = {"prior": [0.99]}
 
 
@@ -200,7 +202,7 @@ def _of_variants() -> list[Reproduction]:
     return [
         Reproduction(
             "fig18-21",
-            "Mixing pretraining data into fine-tuning: both abilities",
+            "Mixing pretraining data into fine-tuning: the pretraining ability",
             "mixing",
             View("accuracy", {}, "pt", "pretraining_share", "prior", ("c_tr", "share")),
         ),
@@ -214,7 +216,7 @@ def _of_variants() -> list[Reproduction]:
             "fig22-23",
             "Probes after mixing in pretraining data",
             "mixing",
-            View("probing", {}, "pt", columns="pretraining_share", rows="prior"),
+            View("probing", {}, "pt", columns="pretraining_share", rows=("prior", "c_tr")),
         ),
         Reproduction(
             "fig24",

@@ -1,20 +1,23 @@
 """The paper's claims about procedural tasks, each as contrasts with a threshold that was declared before looking [Jain+23 §5].
 
 A contrast holds when its whole interval lies on the predicted side of its threshold, fails when it lies on the other one, and is
-unclear between. A claim agrees when all its contrasts hold, disagrees when all fail, and agrees partly otherwise.
+unclear when it holds the threshold. A claim agrees when all its contrasts hold, disagrees when all fail, agrees partly when
+some hold, and is unclear otherwise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import pandas as pd
 
 from workbench.errors import UserError
 from workbench.figures.tables import select, values
-from workbench.paper.grid import Grid, named
+from workbench.paper import published
+from workbench.paper.grid import Grid, Scale, named
 from workbench.results import Metric, Result
 from workbench.statistics import Interval, Pool
 from workbench.verdict import HAS_IT, MASKED, RECOVERED, ROOM
@@ -22,9 +25,9 @@ from workbench.verdict import HAS_IT, MASKED, RECOVERED, ROOM
 Agreement = Literal["yes", "partly", "no", "unclear", "not measured"]
 CLEAR = 0.5
 """Difference of accuracies that a reader of the paper's plots would call "works here and not there"."""
-LOW, MEDIUM, HIGH = [0.99], [0.9], [0.5]
-"""Priors of the pretraining operand: with .99 the operand that is fine-tuned on is rare, its prior is low."""
-STANDARD = {"p99", "p9", "p5"}
+LOW, MEDIUM, HIGH = ["low"], ["medium"], ["high"]
+PRIORS: Mapping[Scale, Mapping[str, float]] = {"cpu": {"low": 0.99, "medium": 0.9, "high": 0.5}, "paper": published.PRIORS}
+"""Priors of the pretraining operand by that of the operand that is fine-tuned on, which is rare where its prior is low."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +53,15 @@ class Claim:
     """Why a measurement that does not agree may not, written after looking."""
 
 
-def _pairs(grid: Grid, prior: Sequence[float], rates: Sequence[str], shares: Sequence[float]) -> list[str]:
+def _pairs(grid: Grid, prior: Sequence[str], rates: Sequence[str], shares: Sequence[float]) -> list[str]:
     """Pairs of the core: standard pretraining, these priors, rates and shares."""
-    steps = grid.axes["pretrain_steps"].mode()
-    return grid.where(prior=list(prior), rate_name=list(rates), share=list(shares), pretrain_steps=int(steps.iloc[0]))
+    priors = [PRIORS[grid.scale][name] for name in prior]
+    return grid.where(prior=priors, rate_name=list(rates), share=list(shares), pretrain_steps=grid.standard_steps)
+
+
+def _revived(grid: Grid, *cells: Any) -> list[str]:
+    """The same without what the study does not mean to revive: nothing tuned at the rate of the revival or below it."""
+    return [name for name in _pairs(grid, *cells) if name in grid.study.spec.revived]
 
 
 EVERY_RATE = ("large", "medium", "small")
@@ -61,23 +69,40 @@ EVERY_RATE = ("large", "medium", "small")
 
 def _mean(
     metric: str,
-    prior: Sequence[float],
+    prior: Sequence[str],
     rates: Sequence[str],
     shares: Sequence[float],
-    less: tuple[Sequence[float], Sequence[str], Sequence[float]] | None = None,
+    less: tuple[Sequence[str], Sequence[str], Sequence[float]] | None = None,
     analysis: str = "behaviour",
     pool: Pool = "mean",
 ) -> Callable[[Grid], tuple[Interval, int, int]]:
     """Mean of a headline number over cells, less (or over, geometrically) that of other cells."""
 
     def of(grid: Grid) -> tuple[Interval, int, int]:
-        minus = _pairs(grid, *less) if less else []
-        return grid.contrast(analysis, named(metric), _pairs(grid, prior, rates, shares), minus, pool)
+        cells = _revived if analysis == "revival" else _pairs
+        minus = cells(grid, *less) if less else None
+        return grid.contrast(analysis, named(metric), cells(grid, prior, rates, shares), minus, pool)
 
     return of
 
 
-def _gap(prior: Sequence[float], rates: Sequence[str], shares: Sequence[float]) -> Callable[[Grid], tuple[Interval, int, int]]:
+def _steps(
+    plus: tuple[Sequence[str], Sequence[str], Sequence[float]], minus: tuple[Sequence[str], Sequence[str], Sequence[float]]
+) -> Callable[[Grid], tuple[Interval, int, int]]:
+    """Ratio of the steps that revival takes; a model that is there within the first point of the grid counts as that point."""
+
+    def read(result: Result) -> Metric | None:
+        found = named("steps_revived")(result)
+        if found is None:
+            return None
+        steps = values(select(result.tables["table"], arm="revived"), "step")
+        floor = float(steps[steps > 0].min(initial=math.inf))
+        return replace(found, value=max(found.value, floor), draws=tuple(max(draw, floor) for draw in found.draws))
+
+    return lambda grid: grid.contrast("revival", read, _revived(grid, *plus), _revived(grid, *minus), "geometric")
+
+
+def _gap(prior: Sequence[str], rates: Sequence[str], shares: Sequence[float]) -> Callable[[Grid], tuple[Interval, int, int]]:
     """O_FT where the shortcut holds, less where it fails."""
 
     def of(grid: Grid) -> tuple[Interval, int, int]:
@@ -101,7 +126,7 @@ def _along(role: str) -> Callable[[Result], Metric | None]:
         rows = select(result.tables["table"], role=role, share=0.0)
         if rows.empty:
             return None
-        # No draws: the points of one training are not independent, so the interval is the one over seeds and cells.
+        # No draws: the points of one training are not independent, so the interval is the one over seeds.
         return Metric("area", float(values(rows, "value").mean()), 0.0, 0.0, int(values(rows, "n").min()))
 
     return read
@@ -109,8 +134,8 @@ def _along(role: str) -> Callable[[Result], Metric | None]:
 
 def _area(
     role: str,
-    plus: tuple[Sequence[float], Sequence[str], Sequence[float]],
-    minus: tuple[Sequence[float], Sequence[str], Sequence[float]],
+    plus: tuple[Sequence[str], Sequence[str], Sequence[float]],
+    minus: tuple[Sequence[str], Sequence[str], Sequence[float]],
 ) -> Callable[[Grid], tuple[Interval, int, int]]:
     def of(grid: Grid) -> tuple[Interval, int, int]:
         return grid.contrast("behaviour", _along(role), _pairs(grid, *plus), _pairs(grid, *minus))
@@ -260,13 +285,13 @@ CLAIMS: tuple[Claim, ...] = (
                 "steps, high against low prior, all texts correlated",
                 "below",
                 1.0,
-                _mean("steps_revived", HIGH, EVERY_RATE, (1.0,), (LOW, EVERY_RATE, (1.0,)), "revival", "geometric"),
+                _steps((HIGH, EVERY_RATE, (1.0,)), (LOW, EVERY_RATE, (1.0,))),
             ),
             Contrast(
                 "steps, all against no texts correlated, low prior",
                 "below",
                 1.0,
-                _mean("steps_revived", LOW, EVERY_RATE, (1.0,), (LOW, EVERY_RATE, (0.0,)), "revival", "geometric"),
+                _steps((LOW, EVERY_RATE, (1.0,)), (LOW, EVERY_RATE, (0.0,))),
             ),
         ),
     ),
@@ -282,8 +307,7 @@ def _probe_change(result: Result) -> Metric | None:
 
 def outcome(interval: Interval, side: str, threshold: float) -> Agreement:
     """Whether a number lies on the predicted side of its threshold, its whole interval considered."""
-    above = interval.low >= threshold
-    below = interval.high <= threshold
+    above, below = interval.low > threshold, interval.high < threshold
     if not above and not below:
         return "unclear"
     return "yes" if above == (side == "above") else "no"
@@ -292,50 +316,56 @@ def outcome(interval: Interval, side: str, threshold: float) -> Agreement:
 def agreement(outcomes: Sequence[Agreement]) -> Agreement:
     """A claim's from its contrasts'."""
     kinds = set(outcomes)
-    if kinds == {"not measured"} or not kinds:
+    if len(kinds) == 1:
+        return kinds.pop()
+    if not kinds:
         return "not measured"
-    for whole in ("yes", "no", "unclear"):
-        if kinds == {whole}:
-            return whole
-    return "partly"
+    return "partly" if "yes" in kinds else "unclear"
+
+
+def _measured(contrast: Contrast, grid: Grid) -> dict[str, object]:
+    """The columns of a contrast that was tried; `why` says what kept it from being measured."""
+    try:
+        interval, n, seeds = contrast.of(grid)
+        why = (
+            ""
+            if math.isfinite(interval.value)
+            else "not defined in one of the cells, as a share of a loss is where nothing is lost"
+        )
+    except UserError as error:
+        interval, n, seeds, why = Interval(math.nan, math.nan, math.nan), 0, 0, str(error)
+    agrees = "not measured" if why else outcome(interval, contrast.side, contrast.threshold)
+    numbers = {"value": interval.value, "low": interval.low, "high": interval.high, "n": n, "seeds": seeds}
+    return {**numbers, "agrees": agrees, "why": why}
 
 
 def judge(grid: Grid, claims: Sequence[Claim] = CLAIMS) -> Result:
     """Every claim against a grid study; the tables `claims` (a row each) and `table` (a row per contrast)."""
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Any]] = []
     summary: list[dict[str, object]] = []
-    metrics: list[Metric] = []
     for claim in claims:
-        found: list[Agreement] = []
-        for contrast in claim.contrasts:
-            try:
-                interval, n, seeds = contrast.of(grid)
-                result = outcome(interval, contrast.side, contrast.threshold)
-            except UserError:
-                interval, n, seeds, result = Interval(float("nan"), float("nan"), float("nan")), 0, 0, "not measured"
-            found.append(result)
-            rows.append(
-                {
-                    "claim": claim.name,
-                    "measured": contrast.says,
-                    "predicted": f"{contrast.side} {contrast.threshold:.2f}",
-                    "value": interval.value,
-                    "low": interval.low,
-                    "high": interval.high,
-                    "n": n,
-                    "seeds": seeds,
-                    "agrees": result,
-                }
-            )
-            metrics.append(
-                Metric(f"{claim.name}: {contrast.says}", interval.value, interval.low, interval.high, n, seeds=seeds)
-            )
-        whole = agreement(found)
-        explained = claim.explanation if whole != "yes" else ""
+        found = [
+            {
+                "claim": claim.name,
+                "measured": contrast.says,
+                "predicted": f"{contrast.side} {contrast.threshold:.2f}",
+                **_measured(contrast, grid),
+            }
+            for contrast in claim.contrasts
+        ]
+        whole = agreement([row["agrees"] for row in found])
+        explained = "" if whole in ("yes", "not measured") else claim.explanation
         summary.append({"claim": claim.name, "says": claim.says, "agrees": whole, "explanation": explained})
+        rows += found
+    metrics = tuple(
+        Metric(f"{r['claim']}: {r['measured']}", r["value"], r["low"], r["high"], r["n"], seeds=r["seeds"]) for r in rows
+    )
     limits = (
         "Thresholds were declared before looking; a number whose interval crosses its threshold is unclear.",
-        "The interval along fine-tuning is that over seeds and cells alone, not over examples.",
+        "The interval along fine-tuning is that over seeds alone, not over examples.",
+        "An arm that did not arrive counts with the steps of its whole budget.",
     )
     tables = {"table": pd.DataFrame(rows), "claims": pd.DataFrame(summary)}
-    return Result("claims", tables, tuple(metrics), limits=limits, provenance={"seeds": list(grid.study.spec.seeds)})
+    seeds = sorted({seed for analysis in ("behaviour", "pruning", "probing", "revival") for seed in grid.seeds(analysis)})
+    provenance = {"study": grid.study.name, "scale": grid.scale, "seeds": seeds}
+    return Result("claims", tables, metrics, limits=limits, provenance=provenance)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,7 @@ from workbench.results import Metric, Result
 from workbench.statistics import Interval, Pool, hierarchical
 from workbench.studies.handle import Study
 
+Scale = Literal["cpu", "paper"]
 RATES = ("large", "medium", "small", "very small")
 """Fine-tuning rates of a study, from the largest on [Jain+23 §5]."""
 AXES = ("pair", "rate", "rate_name", "prior", "share", "pretrain_steps", "pretraining_share", "protocol")
@@ -26,8 +27,10 @@ class Grid:
     """A study whose pairs differ along the axes of the paper."""
 
     study: Study
-    read_results: dict[tuple[str, str, int], Result | None] = field(default_factory=dict[Any, Any], repr=False)
-    """Results of single seeds that were read already: claims read the same ones over and over."""
+    scale: Scale = "cpu"
+    """Whether its models, texts and lengths of training are the paper's own."""
+    read_results: dict[tuple[str, str, int | None], Result | None] = field(default_factory=dict[Any, Any], repr=False)
+    """Results that were read already, of single seeds or (None) pooled: claims and views read the same ones over and over."""
 
     @cached_property
     def axes(self) -> pd.DataFrame:
@@ -49,7 +52,7 @@ class Grid:
                 {
                     "pair": name,
                     "rate": tuned.lr,
-                    "rate_name": RATES[place] if len(rates) > 1 and place < len(RATES) else "the only",
+                    "rate_name": "the only" if len(rates) == 1 else RATES[place] if place < len(RATES) else f"{tuned.lr:g}",
                     "prior": float(prior.get(operand, math.nan)),
                     "share": float(tuned.correlation.share) if tuned.correlation else math.nan,
                     "pretrain_steps": base.steps,
@@ -58,6 +61,11 @@ class Grid:
                 }
             )
         return pd.DataFrame(rows, columns=list(AXES))
+
+    @property
+    def standard_steps(self) -> int:
+        """Length of pretraining of most pairs, the longer one where two are as frequent; other lengths are variations of it."""
+        return int(self.axes["pretrain_steps"].mode().iloc[-1])
 
     def where(self, **equal: Any) -> list[str]:
         """Names of the pairs whose axes have these values; a sequence of values means any of them."""
@@ -75,21 +83,26 @@ class Grid:
         parts: list[pd.DataFrame] = []
         wanted = set(self.axes["pair"] if pairs is None else pairs)
         for row in self.axes.to_dict("records"):
-            result = self.study.result(row["pair"], analysis) if row["pair"] in wanted else None
+            result = self._result(row["pair"], analysis) if row["pair"] in wanted else None
             if result is not None and table in result.tables:
                 place = {("c_tr" if axis == "share" else axis): value for axis, value in row.items()}
                 parts.append(result.tables[table].assign(**place))
         return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+    def seeds(self, analysis: str, pairs: Iterable[str] | None = None) -> list[int]:
+        """Seeds under which the analysis is done for at least one of the pairs, all pairs when None."""
+        found = [self._result(name, analysis) for name in (self.axes["pair"] if pairs is None else pairs)]
+        return sorted({int(seed) for result in found if result is not None for seed in result.provenance["seeds"]})
 
     def contrast(
         self,
         analysis: str,
         read: Callable[[Result], Metric | None],
         plus: Sequence[str],
-        minus: Sequence[str] = (),
+        minus: Sequence[str] | None = None,
         pool: Pool = "mean",
     ) -> tuple[Interval, int, int]:
-        """Mean of a headline number over the pairs `plus`, less that over `minus`, with its interval over seeds.
+        """Mean of a headline number over the pairs `plus`, less that over `minus` where given, with its interval over seeds.
 
         Draws of one seed resample the same examples in all pairs, so that the difference is paired. With a geometric pool
         it is the ratio of geometric means.
@@ -98,14 +111,16 @@ class Grid:
             The number with its interval, the examples behind one value, and the number of seeds.
 
         Raises:
-            UserError: no seed has all of these pairs measured.
+            UserError: no seed has all of these pairs measured, or the study has no pair on one of the sides.
         """
+        if not plus or (minus is not None and not minus):
+            raise UserError(f"the study {self.study.name!r} has no pairs of the kind that is compared; compare others.")
         values: list[float] = []
         draws: list[np.ndarray] = []
         n = 0
         for seed in self.study.spec.seeds:
-            found = [[self._metric(name, analysis, read, seed) for name in names] for names in (plus, minus)]
-            if any(metric is None for side in found for metric in side) or not found[0]:
+            found = [[self._metric(name, analysis, read, seed) for name in names] for names in (plus, minus or ())]
+            if any(metric is None for side in found for metric in side):
                 continue
             sides = [_mean([m for m in side if m is not None], pool) for side in found]
             (value, sample), (other, others) = sides[0], sides[1] if minus else (0.0 if pool == "mean" else 1.0, None)
@@ -114,15 +129,20 @@ class Grid:
             draws.append(joined)
             n = min(m.n for side in found for m in side if m is not None)
         if not values:
-            raise UserError(f"{analysis} of {', '.join([*plus, *minus][:3])} is not done for any seed; run the study first.")
+            names = [*plus, *(minus or ())]
+            more = f" and {len(names) - 3} more pairs" if len(names) > 3 else ""
+            raise UserError(f"{analysis} of {'; '.join(names[:3])}{more} is not done for any seed; run the study first.")
         return hierarchical(draws, pool, values=values), n, len(values)
 
     def _metric(self, pair: str, analysis: str, read: Callable[[Result], Metric | None], seed: int) -> Metric | None:
+        result = self._result(pair, analysis, seed)
+        return None if result is None else read(result)
+
+    def _result(self, pair: str, analysis: str, seed: int | None = None) -> Result | None:
         key = (pair, analysis, seed)
         if key not in self.read_results:
             self.read_results[key] = self.study.result(pair, analysis, seed)
-        result = self.read_results[key]
-        return None if result is None else read(result)
+        return self.read_results[key]
 
 
 def _mean(metrics: Sequence[Metric], pool: Pool) -> tuple[float, np.ndarray]:

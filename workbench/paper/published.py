@@ -67,11 +67,22 @@ def compiled(name: str, program: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def nearest_priors(priors: Sequence[float]) -> dict[float, float]:
-    """Which published prior each of a study's priors stands for: the lowest .99 or more, .9 and .5 as they are; others none.
+def pretrain_steps(name: str) -> int:
+    """Length of the pretraining behind one of the tables 5-8: 200,000 for `table5_counter_200K`."""
+    found = re.search(r"_(\d+)K$", name)
+    if found is None:
+        raise UserError(f"the published table {name!r} is not one of pretrained models; take one of tables 5 to 8.")
+    return 1000 * int(found[1])
 
-    At a small scale .99 behaves as the paper's .999 does: the operand is seen too rarely to be learned.
+
+def nearest_priors(priors: Sequence[float], same_scale: bool = False) -> dict[float, float]:
+    """Which published prior each of a study's priors stands for; those that stand for none are left out.
+
+    .9 and .5 stand for themselves. At a small scale the lowest prior of .99 or more stands for the paper's .999, since it
+    behaves as that does: the operand is seen too rarely to be learned. At the paper's own scale .999 stands for itself.
     """
+    if same_scale:
+        return {prior: prior for prior in priors if prior in PRIORS.values()}
     known = {0.9: 0.9, 0.5: 0.5}
     low = [prior for prior in priors if prior >= 0.99]
     return {**{p: known[p] for p in priors if p in known}, **({min(low): PRIORS["low"]} if low else {})}

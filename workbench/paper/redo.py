@@ -33,17 +33,16 @@ def redo(entry: Reproduction, study: Study, scale: Scale = "cpu") -> Result:
     """
     shows = entry.shows
     if isinstance(shows, View):
-        made = _view(entry, shows, Grid(study), scale)
+        made = _view(entry, shows, Grid(study, scale))
     elif isinstance(shows, Table):
-        made = _table(entry, shows, Grid(study))
+        made = _table(entry, shows, Grid(study, scale))
     elif isinstance(shows, OfPair):
-        made = _of_pair(entry, shows, Grid(study))
+        made = _of_pair(entry, shows, Grid(study, scale))
     elif isinstance(shows, Labels):
         made = _labels(entry, shows, study)
     else:
         made = _samples(entry, shows, study)
-    seeds = made.provenance.get("seeds", list(study.spec.seeds))
-    provenance = {**made.provenance, "figure": entry.name, "study": study.name, "scale": scale, "seeds": seeds}
+    provenance = {**made.provenance, "figure": entry.name, "study": study.name, "scale": scale}
     return replace(made, provenance=provenance, settings={**made.settings, "title": entry.title})
 
 
@@ -54,7 +53,7 @@ def _missing(entry: Reproduction, study: Study) -> UserError:
     )
 
 
-def _view(entry: Reproduction, view: View, grid: Grid, scale: Scale) -> Result:
+def _view(entry: Reproduction, view: View, grid: Grid) -> Result:
     table, levels = tidy(grid, view)
     if table.empty:
         raise _missing(entry, grid.study)
@@ -64,18 +63,39 @@ def _view(entry: Reproduction, view: View, grid: Grid, scale: Scale) -> Result:
         end = points.sort_values("x").iloc[-1]
         name = "; ".join(str(part) for part in (row, column, line) if part)
         value, low, high = (float(end[key]) for key in ("value", "low", "high"))
-        headline.append(Metric(name, value, low, high, int(end["n"]), "accuracy"))
+        seeds = int(end["seeds"])
+        headline.append(Metric(name, value, low, high, int(end["n"]) // seeds, "accuracy", seeds=seeds))
     limits = ["Headline numbers are those at the right end of each line."]
     if len(paper):
         limits.append(
             "The paper's values are those of its own model (2.8 M parameters, texts of 250 letters, 10,000 iterations)."
         )
-    if scale == "cpu":
+    model = grid.study.spec.model
+    if grid.scale == "cpu" and model.kind != "compiled":
         limits.append(
-            f"Two blocks of width {grid.study.spec.model.width}, not the paper's six of 192: trends compare, numbers do not."
+            f"{model.blocks} blocks of width {model.width}, not the paper's 6 of 192: trends compare, numbers do not."
         )
     tables = {"table": table, "levels": levels, "paper": paper}
-    return Result("reproduction", tables, tuple(headline), limits=tuple(limits), settings={"x": X_AXES[view.reads]})
+    return Result(
+        "reproduction",
+        tables,
+        tuple(headline),
+        limits=tuple(limits),
+        settings={"x": X_AXES[view.reads]},
+        provenance={"seeds": grid.seeds(view.analysis, view.pairs(grid))},
+    )
+
+
+def _as_long(grid: Grid, table: str) -> list[int]:
+    """Lengths of pretraining that stand for that of a printed table.
+
+    At the paper's scale its own. Else the standard length stands for the longest, and all that are shorter for a shorter one.
+    """
+    printed, standard = published.pretrain_steps(table), grid.standard_steps
+    if grid.scale == "paper":
+        return [printed]
+    longest = max(published.pretrain_steps(name) for name in published.names() if name.endswith("K"))
+    return [standard] if printed == longest else sorted({int(s) for s in grid.axes["pretrain_steps"] if s < standard})
 
 
 def _marks(entry: Reproduction, view: View, grid: Grid, table: pd.DataFrame) -> pd.DataFrame:
@@ -85,10 +105,11 @@ def _marks(entry: Reproduction, view: View, grid: Grid, table: pd.DataFrame) -> 
         return empty
     printed = published.accuracies(entry.published)
     printed = keep(printed, (printed["its"] == 10_000) & (printed["role"] == view.role))
-    nearest = published.nearest_priors(sorted({float(p) for p in grid.axes["prior"].dropna()}))
+    nearest = _nearest(grid)
+    wanted = set(view.pairs(grid)) & set(grid.where(prior=list(nearest), pretrain_steps=_as_long(grid, entry.published)))
     rows: list[dict[str, Any]] = []
     for axes in grid.axes.to_dict("records"):
-        if axes["prior"] not in nearest or axes["pair"] not in grid.where(**view.where):
+        if axes["pair"] not in wanted:
             continue
         same = select(printed, prior=nearest[axes["prior"]], rate_name=axes["rate_name"], c_tr=axes["share"])
         for mark in same.to_dict("records"):
@@ -101,19 +122,27 @@ def _marks(entry: Reproduction, view: View, grid: Grid, table: pd.DataFrame) -> 
     return marks.assign(look=[lines.get(str(line), "base") for line in marks["line"]])
 
 
+def _nearest(grid: Grid) -> dict[float, float]:
+    return published.nearest_priors(sorted({float(p) for p in grid.axes["prior"].dropna()}), grid.scale == "paper")
+
+
 def _table(entry: Reproduction, wanted: Table, grid: Grid) -> Result:
     """Final accuracies of every cell at both C_Te, ours and the printed ones."""
-    ends = grid.stacked("behaviour", "endpoints")
+    compiled = wanted.published.startswith("table3")
+    pairs = grid.where() if compiled else grid.where(pretrain_steps=_as_long(grid, wanted.published))
+    ends = grid.stacked("behaviour", "endpoints", pairs)
     if ends.empty:
         raise _missing(entry, grid.study)
     ours = keep(ends, (ends["model"] == "tuned") & ends["role"].isin(["pt", "ft"]) & ends["share"].notna())
     program = {"count": "count", "largest": "max"}.get(str(first(ours, "capability")).partition("_")[0], "count")
-    if wanted.published.startswith("table3"):
+    if compiled:
         printed, nearest = published.compiled(wanted.published, program), None
     else:
         printed = published.accuracies(wanted.published)
         printed = keep(printed, printed["its"] == 10_000)
-        nearest = published.nearest_priors(sorted({float(p) for p in grid.axes["prior"].dropna()}))
+        nearest = _nearest(grid)
+    ours = ours.sort_values(["pretrain_steps", "rate", "prior"], ascending=False, kind="stable")
+    several = ours["pretrain_steps"].nunique() > 1
     rows: list[dict[str, Any]] = []
     for cell in ours.to_dict("records"):
         same = select(printed, role=cell["role"], share=cell["share"], rate_name=cell["rate_name"], c_tr=cell["c_tr"])
@@ -126,12 +155,12 @@ def _table(entry: Reproduction, wanted: Table, grid: Grid) -> Result:
                     f"{cell['rate_name']} rate",
                     f"prior {cell['prior']:g}" if nearest is not None else "",
                     f"C = {cell['c_tr']:g}",
-                    f"{cell['pretrain_steps']:,} steps" if nearest is not None else "",
+                    f"{cell['pretrain_steps']:,} steps" if several else "",
                 ),
             )
         )
         what = words.ability(str(cell["capability"]), str(cell["role"]), float(cell["share"]))
-        numbers = {k: cell[k] for k in ("value", "low", "high", "n")}
+        numbers = {k: cell[k] for k in ("value", "low", "high", "n", "seeds")}
         rows.append(
             {
                 "cell": label,
@@ -162,7 +191,8 @@ def _table(entry: Reproduction, wanted: Table, grid: Grid) -> Result:
         "The interval of the mean difference is its range over cells.",
         "A cell stands beside the paper's of the same share and rank of rate, and of the prior nearest in kind.",
     )
-    return Result("paper_table", {"table": table}, tuple(metrics), limits=limits)
+    provenance = {"seeds": grid.seeds("behaviour", pairs)}
+    return Result("paper_table", {"table": table}, tuple(metrics), limits=limits, provenance=provenance)
 
 
 def _of_pair(entry: Reproduction, wanted: OfPair, grid: Grid) -> Result:
@@ -193,7 +223,7 @@ def _labels(entry: Reproduction, wanted: Labels, study: Study) -> Result:
         value, low, high = (float(values(part, key)[values(part, "value").argmax()]) for key in ("value", "low", "high"))
         name = f"most frequent label of {capability}, {words.texts(share)}"
         largest.append(Metric(name, value, low, high, LABEL_TEXTS, "share of texts"))
-    return Result("label_histogram", {"table": table}, tuple(largest))
+    return Result("label_histogram", {"table": table}, tuple(largest), provenance={"seeds": [0]})
 
 
 def _samples(entry: Reproduction, wanted: Samples, study: Study) -> Result:
@@ -204,4 +234,4 @@ def _samples(entry: Reproduction, wanted: Samples, study: Study) -> Result:
         {"prompt": task.describe(examples.tokens[i].tolist()), "answer": task.describe(examples.answer[i].tolist())}
         for i in range(len(examples))
     ]
-    return Result("prompt_samples", {"table": pd.DataFrame(rows)}, (), limits=("Drawn with seed 0.",))
+    return Result("prompt_samples", {"table": pd.DataFrame(rows)}, (), provenance={"seeds": [0]})

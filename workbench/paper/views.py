@@ -1,7 +1,7 @@
 """Figures of the paper as small multiples: one table, one variable along x, one by line, one by column, one by row.
 
-A view turns a grid study into a tidy table with the columns `column row line look x value low high n`; the figure draws
-what stands there and knows nothing of the paper.
+A view turns a grid study into a tidy table with the columns `TIDY`; the figure draws what stands there and knows nothing of
+the paper. `n` counts the examples of all `seeds` together.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from typing import Any, cast
 import pandas as pd
 
 from workbench.figures import words
-from workbench.figures.tables import keep, select, values
-from workbench.paper.grid import Grid
+from workbench.figures.tables import keep, select
+from workbench.paper.grid import RATES, Grid
+from workbench.verdict import REVIVED_AT
 
-TIDY = ("column", "row", "line", "look", "x", "value", "low", "high", "n")
+TIDY = ("column", "row", "line", "look", "x", "value", "low", "high", "n", "seeds")
 LEVELS = ("column", "row", "value", "text")
 
 
@@ -40,6 +41,18 @@ class View:
         """The axes that make panels."""
         return list(dict.fromkeys((*_names(self.columns), *_names(self.rows))))
 
+    @property
+    def analysis(self) -> str:
+        """The analysis that it is drawn from."""
+        return "behaviour" if self.reads in ("accuracy", "ends") else self.reads
+
+    def pairs(self, grid: Grid) -> list[str]:
+        """Names of the pairs that are shown: of standard pretraining, where its length is neither an axis nor chosen."""
+        where = dict(self.where)
+        if "pretrain_steps" not in (*where, *self.panels, self.lines):
+            where["pretrain_steps"] = grid.standard_steps
+        return grid.where(**where)
+
 
 def _names(axes: str | tuple[str, ...]) -> tuple[str, ...]:
     return (axes,) if isinstance(axes, str) else axes
@@ -47,8 +60,20 @@ def _names(axes: str | tuple[str, ...]) -> tuple[str, ...]:
 
 def tidy(grid: Grid, view: View) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The table of a view and its reference levels (columns `LEVELS`), both empty where nothing is done."""
-    table, levels = _READERS[view.reads](grid, view, grid.where(**view.where))
-    return table.reindex(columns=list(TIDY)), levels.reindex(columns=list(LEVELS))
+    table, levels = _READERS[view.reads](grid, view, view.pairs(grid))
+    if len(table):
+        # Panels in the order of their axes; within a panel lines stay as they came, controls first.
+        table = table.sort_values(view.panels, key=_in_order, kind="stable") if view.panels else table
+    return table.reindex(columns=list(TIDY)).reset_index(drop=True), levels.reindex(columns=list(LEVELS))
+
+
+def _in_order(axis: pd.Series) -> pd.Series:
+    """Sort keys of an axis: rates and priors from the largest down as in the paper, all other numbers upwards."""
+    if axis.name == "rate_name":
+        return axis.map(lambda name: RATES.index(name) if name in RATES else len(RATES))
+    if axis.name in ("prior", "rate"):
+        return -axis
+    return axis.astype(float) if axis.name == "reverse_rate" else axis
 
 
 def placed(rows: pd.DataFrame, view: View) -> pd.DataFrame:
@@ -71,7 +96,7 @@ def _said(axis: str, value: Any) -> str:
     if axis == "share":
         return words.texts(float(value))
     if isinstance(value, float) and math.isnan(value):
-        return ""
+        return "no correlation in training" if axis == "c_tr" else ""
     formats: dict[str, Callable[[Any], str]] = {
         "prior": lambda v: f"pretraining prior {v:g}",
         "rate_name": lambda v: f"{v} rate",
@@ -87,12 +112,11 @@ def _said(axis: str, value: Any) -> str:
 
 
 def _by_line(rows: pd.DataFrame, view: View) -> dict[str, Any]:
-    """Lines coloured by rank of their axis: `rank 0`, `rank 1` ..."""
-    ordered = sorted(set(rows[view.lines]))
-    return {
-        "line": [_said(view.lines, value) for value in rows[view.lines]],
-        "look": [f"rank {ordered.index(value)} of {len(ordered)}" for value in rows[view.lines]],
-    }
+    """Lines coloured by rank of their axis: `rank 0 of 2`, `rank 1 of 2`; NaN is the last."""
+    known = cast(pd.Series, rows[view.lines]).drop_duplicates().sort_values(key=_in_order)
+    ordered = [_said(view.lines, value) for value in known]
+    lines = [_said(view.lines, value) for value in rows[view.lines]]
+    return {"line": lines, "look": [f"rank {ordered.index(line)} of {len(ordered)}" for line in lines]}
 
 
 def _accuracy(grid: Grid, view: View, pairs: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -105,7 +129,7 @@ def _accuracy(grid: Grid, view: View, pairs: Sequence[str]) -> tuple[pd.DataFram
     chance = grid.stacked("behaviour", "chance", pairs)
     chance = keep(chance, (chance["role"] == view.role) & chance["share"].notna())
     best = chance.sort_values("value", ascending=False).drop_duplicates(view.panels)
-    levels = _place(best, view).assign(text=[f"best guess: {value:.2f}" for value in values(best, "value")])
+    levels = _place(best, view).assign(text="best guess without the ability")
     return rows, levels
 
 
@@ -119,7 +143,7 @@ def _pruning(grid: Grid, view: View, pairs: Sequence[str]) -> tuple[pd.DataFrame
     random = keep(rows, rows["draw"] > 0)
     if len(random):
         spread = random.groupby([*view.panels, "x"], as_index=False, dropna=False).agg(
-            value=("value", "mean"), low=("value", "min"), high=("value", "max"), n=("n", "min")
+            value=("value", "mean"), low=("value", "min"), high=("value", "max"), n=("n", "min"), seeds=("seeds", "min")
         )
         parts.append(_place(spread, view, line="as many random units (range over orders)", look="random"))
     asked = select(rows, draw=0)
@@ -162,7 +186,9 @@ def _revival(grid: Grid, view: View, pairs: Sequence[str]) -> tuple[pd.DataFrame
     revived = select(rows, which="revived")
     parts.append(_place(revived, view, **_by_line(revived, view)))
     table = pd.concat(parts, ignore_index=True)
-    goal = table[["column", "row"]].drop_duplicates().assign(value=0.95, text="95 %")
+    goal = (
+        table[["column", "row"]].drop_duplicates().assign(value=REVIVED_AT, text=f"{100 * REVIVED_AT:g} %: counts as revived")
+    )
     return table, cast(pd.DataFrame, goal)
 
 

@@ -1,0 +1,242 @@
+"""When a claim of the paper agrees with what was measured, and when that cannot be said."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.apps.fake_store import N
+from tests.paper.fake_grid import SPEC, fake_grid, name
+from workbench.paper.claims import CLAIMS, Claim, Contrast, agreement, judge, outcome
+from workbench.paper.grid import Grid, named
+from workbench.runs import Store
+from workbench.statistics import Interval
+from workbench.studies.handle import Study
+from workbench.studies.spec import load_study, parse_study
+
+FINITE = st.floats(-5, 5)
+KINDS = st.sampled_from(["yes", "partly", "no", "unclear", "not measured"])
+OTHER = {"above": "below", "below": "above"}
+
+
+@given(low=FINITE, width=st.floats(0, 3), threshold=FINITE, side=st.sampled_from(["above", "below"]))
+def test_a_contrast_holds_when_its_whole_interval_is_on_the_predicted_side(low, width, threshold, side):
+    interval = Interval(low + width / 2, low, low + width)
+    found = outcome(interval, side, threshold)
+    if low <= threshold <= low + width:
+        assert found == "unclear"
+    else:
+        assert found == ("yes" if (low > threshold) == (side == "above") else "no")
+    assert outcome(interval, OTHER[side], threshold) == {"yes": "no", "no": "yes"}.get(found, found)
+
+
+@pytest.mark.parametrize("side", ["above", "below"])
+def test_at_its_threshold_a_contrast_is_unclear(side):
+    """Two cells that do not differ at all are no evidence that one is larger, and none that it is smaller."""
+    assert outcome(Interval(0.0, 0.0, 0.0), side, 0.0) == "unclear"
+    assert outcome(Interval(0.1, 0.0, 0.2), side, 0.0) == "unclear"
+    assert outcome(Interval(-0.1, -0.2, 0.0), side, 0.0) == "unclear"
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "whole"),
+    [
+        ([], "not measured"),
+        (["not measured", "not measured"], "not measured"),
+        (["yes", "yes"], "yes"),
+        (["no", "no"], "no"),
+        (["unclear"], "unclear"),
+        (["yes", "no"], "partly"),
+        (["yes", "unclear"], "partly"),
+        (["yes", "not measured"], "partly"),
+        (["no", "unclear"], "unclear"),
+        (["no", "not measured"], "unclear"),
+        (["unclear", "not measured"], "unclear"),
+    ],
+)
+def test_a_claim_agrees_as_its_contrasts_do(outcomes, whole):
+    assert agreement(outcomes) == whole
+    assert agreement(outcomes[::-1]) == whole
+
+
+@given(st.lists(st.sampled_from(["yes", "no", "unclear", "not measured"]), min_size=1))
+def test_no_claim_agrees_even_partly_without_a_contrast_that_holds(outcomes):
+    assert (agreement(outcomes) in ("yes", "partly")) == ("yes" in outcomes)
+
+
+def contrast(side, threshold, cells=(("p5", 1e-3, 0.0),), metric="tuned_ft"):
+    def of(grid):
+        return grid.contrast("behaviour", named(metric), [name(*cell) for cell in cells])
+
+    return Contrast("trained ability", side, threshold, of)
+
+
+# tuned_ft of the cell is .90 with seed 0 and .92 with seed 1.
+HOLDS, FAILS, UNCLEAR = contrast("above", 0.5), contrast("below", 0.5), contrast("above", 0.905)
+MISSING = Contrast(
+    "trained ability of cells that are not there", "above", 0.5, lambda grid: grid.contrast("behaviour", named("tuned_ft"), [])
+)
+
+
+@pytest.fixture
+def judged(grid):
+    def judge_one(*contrasts):
+        claim = Claim("c", "It does.", contrasts, "Because our models are small.")
+        result = judge(grid, [claim])
+        return result.tables["claims"].iloc[0], result
+
+    return judge_one
+
+
+@pytest.mark.parametrize(
+    ("contrasts", "agrees", "explained"),
+    [
+        ((HOLDS, HOLDS), "yes", False),
+        ((HOLDS, FAILS), "partly", True),
+        ((FAILS,), "no", True),
+        ((UNCLEAR,), "unclear", True),
+        ((MISSING,), "not measured", False),  # nothing that would need an explanation
+        ((HOLDS, MISSING), "partly", True),
+    ],
+)
+def test_a_claim_is_explained_only_where_a_measurement_does_not_agree(judged, contrasts, agrees, explained):
+    row, _ = judged(*contrasts)
+    assert row["agrees"] == agrees
+    assert row["explanation"] == ("Because our models are small." if explained else "")
+    assert row["says"] == "It does."
+
+
+def test_a_row_says_what_was_predicted_and_what_was_measured(judged):
+    _, result = judged(HOLDS, FAILS, MISSING)
+    first, second, third = result.table.to_dict("records")
+    assert (first["predicted"], second["predicted"]) == ("above 0.50", "below 0.50")
+    assert first["value"] == pytest.approx(0.91)
+    assert first["low"] < 0.91 < first["high"]
+    assert (first["n"], first["seeds"], first["agrees"], first["why"]) == (N, 2, "yes", "")
+    assert second["agrees"] == "no"
+    assert math.isnan(third["value"])
+    assert (third["n"], third["seeds"], third["agrees"]) == (0, 0, "not measured")
+    assert "has no pairs of the kind that is compared" in third["why"]
+    assert [m.value for m in result.headline[:2]] == pytest.approx([0.91, 0.91])
+    assert result.headline[0].seeds == 2
+    assert result.provenance["seeds"] == [0, 1]
+
+
+def test_a_number_that_is_not_defined_was_not_measured(grid):
+    def undefined(_):
+        return Interval(math.nan, math.nan, math.nan), 10, 2
+
+    (row,) = judge(grid, [Claim("c", "It does.", (Contrast("a share of no loss", "above", 0.0, undefined),))]).table.to_dict(
+        "records"
+    )
+    assert row["agrees"] == "not measured"
+    assert "not defined" in row["why"]
+
+
+def test_claims_have_names_sentences_and_contrasts_in_words():
+    assert [claim.name for claim in CLAIMS] == ["q1", "q2", "q3", "q4", "pruning", "probing", "revival"]
+    for claim in CLAIMS:
+        assert claim.says.endswith(".")
+        assert claim.contrasts
+        assert all(c.side in OTHER and "_" not in c.says for c in claim.contrasts)
+
+
+@pytest.fixture(scope="module")
+def small(grid):
+    """The paper's claims on the small grid."""
+    return judge(grid)
+
+
+# Worked out by hand from `fake_grid.said`, where the grid has the cells: means over both rates and seeds.
+EXPECTED = {
+    ("q1", 0): 0.95 - 0.06,
+    ("q3", 0): (0.7 - 0.3) / 2,  # the mean along a straight line from 1.0 changes by half of its end
+    ("q3", 1): 0.1 / 2,
+    ("q4", 1): (0.1 + 0.3) / 2 / 2,
+    ("pruning", 3): 0.5,
+    ("probing", 0): 7 / 8,  # one cell of eight has lost its probe
+    ("probing", 1): -0.4,
+    ("revival", 0): math.sqrt(2) * 40 / 160,
+    ("revival", 1): 10 / 40,
+    ("revival", 2): 1 / 2,
+}
+AGREES = {
+    "q1": "partly",
+    "q2": "not measured",
+    "q3": "yes",
+    "q4": "partly",
+    "pruning": "partly",
+    "probing": "yes",
+    "revival": "partly",
+}
+
+
+def test_every_contrast_is_measured_or_says_why_not(small):
+    for claim in CLAIMS:
+        rows = small.table[small.table["claim"] == claim.name].to_dict("records")
+        assert [row["measured"] for row in rows] == [c.says for c in claim.contrasts]
+        for place, row in enumerate(rows):
+            if (claim.name, place) in EXPECTED:
+                assert row["value"] == pytest.approx(EXPECTED[claim.name, place], abs=0.5 / N)
+                assert row["why"] == ""
+            else:  # cells with the small rate, a medium prior or other shares, of which the small grid has none
+                assert row["agrees"] == "not measured"
+                assert row["why"] == "the study 'small_grid' has no pairs of the kind that is compared; compare others."
+    assert dict(zip(small.tables["claims"]["claim"], small.tables["claims"]["agrees"], strict=True)) == AGREES
+
+
+@pytest.mark.parametrize(("scale", "preset", "low"), [("cpu", "grid_counting", 0.99), ("paper", "grid_counting_paper", 0.999)])
+def test_the_preset_has_the_cells_of_every_contrast(tmp_path, scale, preset, low):
+    """A claim about cells that its study never runs could not be measured by anyone."""
+    grid = Grid(Study(load_study(preset, seeds=[0]), Store(tmp_path)), scale)
+    asked = []
+
+    class Asked(Grid):
+        def contrast(self, analysis, read, plus, minus=None, pool="mean"):
+            asked.append((analysis, list(plus), minus))
+            return Interval(0.0, 0.0, 0.0), 1, 1
+
+    recorder = Asked(grid.study, scale)
+    for claim in CLAIMS:
+        for one in claim.contrasts:
+            one.of(recorder)
+    axes = grid.axes.set_index("pair")
+    assert len(asked) == sum(len(claim.contrasts) for claim in CLAIMS)
+    for analysis, plus, minus in asked:
+        sides = [plus, *([minus] if minus is not None else [])]
+        assert all(sides)
+        for pair in (pair for side in sides for pair in side):
+            assert axes["pretrain_steps"][pair] == grid.standard_steps
+            assert axes["prior"][pair] in (low, 0.9, 0.5)
+            assert analysis != "revival" or pair in grid.study.spec.revived
+    assert {axes["prior"][pair] for _, plus, _ in asked for pair in plus} == {low, 0.9, 0.5}
+
+
+def test_a_model_that_is_there_from_the_start_counts_with_the_first_step_of_the_grid(study):
+    """A ratio with 0 steps would be 0 or infinite; nothing is resolved below the grid's first step, 5 here."""
+    instant = name("p5", 1e-3, 1.0)
+    grid = Grid(study)
+    for seed in (0, 1):
+        for pair in grid.axes["pair"]:
+            result = study.result(pair, "revival", seed)
+            steps = result.metric("steps_revived")
+            zero = replace(steps, value=0.0, draws=(0.0,) * len(steps.draws))
+            headline = tuple(zero if m is steps and pair == instant else m for m in result.headline)
+            grid.read_results[pair, "revival", seed] = replace(result, headline=headline)
+    (claim,) = [claim for claim in CLAIMS if claim.name == "revival"]
+    found, _, _ = claim.contrasts[1].of(grid)
+    assert found.value == pytest.approx(math.sqrt(math.sqrt(5 * 10) / 40 * math.sqrt(5 * 20) / 80))
+
+
+def test_with_nothing_done_nothing_is_measured(tmp_path):
+    body = {**SPEC, "finetune": {"short": SPEC["finetune"]["short"]}}
+    grid = Grid(fake_grid(tmp_path, parse_study(body), done=lambda pair, analysis: False))
+    result = judge(grid)
+    assert set(result.table["agrees"]) == set(result.tables["claims"]["agrees"]) == {"not measured"}
+    assert result.provenance["seeds"] == []
+    assert np.isnan(result.table["value"]).all()
