@@ -117,7 +117,6 @@ def test_without_a_run_an_empty_store_has_nothing_to_show(cli, tmp_path, never_r
         (["fig5x"], "there is no figure or table 'fig5x'; did you mean 'fig"),
         (["claim"], "there is no figure or table 'claim'; did you mean 'claims'?"),
         (["fig5", "--scale", "papper"], "--scale 'papper' is unknown; did you mean 'paper'?"),
-        (["fig24", "--scale", "paper"], "fig24 needs the study 'jailbreak_paper', which is no preset; give --scale cpu."),
     ],
 )
 def test_bad_input_is_one_sentence(cli, tmp_path, words, message):

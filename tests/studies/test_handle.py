@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -155,6 +156,12 @@ def test_verdicts_are_one_per_pair_and_ability(whole, tmp_path):
     assert [(v.verdict, v.reason, v.evidence) for v in load(tmp_path).verdicts()] == [
         ("inconclusive", "behaviour was not measured.", ())
     ] * 2
+
+
+@pytest.mark.parametrize("kind", [str, Path, Store])
+def test_a_store_may_be_given_as_its_folder(tmp_path, kind):
+    study = Study.load(write_study(tmp_path), kind(tmp_path / "elsewhere"))
+    assert study.store.root == tmp_path / "elsewhere"
 
 
 def test_a_pair_that_trains_what_may_be_lost_has_one_verdict(tmp_path):

@@ -44,7 +44,7 @@ def reproduce(
         raise UserError(f"there is no figure or table {name!r}{did_you_mean(name, [CLAIMS, *reproductions()])}")
     study_name = get(name).preset(at) if name != CLAIMS else "grid_counting" if at == "cpu" else "grid_counting_paper"
     trains = name == CLAIMS or get(name).needs_models
-    study = _study(name, study_name, opened, run and trains, workers, device, json)
+    study = _study(study_name, opened, run and trains, workers, device, json)
     result = _result(name, study, at)
     folder = _save(result, opened, f"{name}-{scale}")
     if json:
@@ -68,17 +68,10 @@ def _list(store: Store, json: bool) -> None:
     print_table("Figures and tables of arXiv 2311.12786", ("name", "about", "study", "state"), shown)
 
 
-def _study(asked: str, name: str, store: Store, run: bool, workers: int | None, device: str, quiet: bool) -> Study:
+def _study(name: str, store: Store, run: bool, workers: int | None, device: str, quiet: bool) -> Study:
     from workbench.cli.study import print_cost
     from workbench.studies.handle import Study
-    from workbench.studies.spec import preset_names
 
-    if name not in preset_names():
-        scales = [
-            scale for scale in SCALES if name.removesuffix("_paper") + ("_paper" if scale == "paper" else "") in preset_names()
-        ]
-        fix = f"; give --scale {scales[0]}" if scales else ""
-        raise UserError(f"{asked} needs the study {name!r}, which is no preset{fix}.")
     study = Study.load(name, store)
     if run and study.plan.missing(store):
         if not quiet:

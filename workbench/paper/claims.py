@@ -323,7 +323,7 @@ def agreement(outcomes: Sequence[Agreement]) -> Agreement:
     return "partly" if "yes" in kinds else "unclear"
 
 
-def _measured(contrast: Contrast, grid: Grid) -> dict[str, object]:
+def _measured(contrast: Contrast, grid: Grid) -> dict[str, Any]:
     """The columns of a contrast that was tried; `why` says what kept it from being measured."""
     try:
         interval, n, seeds = contrast.of(grid)
@@ -344,7 +344,7 @@ def judge(grid: Grid, claims: Sequence[Claim] = CLAIMS) -> Result:
     rows: list[dict[str, Any]] = []
     summary: list[dict[str, object]] = []
     for claim in claims:
-        found = [
+        found: list[dict[str, Any]] = [
             {
                 "claim": claim.name,
                 "measured": contrast.says,

@@ -11,7 +11,7 @@ import pandas as pd
 from workbench.errors import UserError
 from workbench.examples import Correlation
 from workbench.figures import words
-from workbench.figures.tables import first, groups, keep, select, values
+from workbench.figures.tables import distinct, first, groups, keep, select, values
 from workbench.measures import proportion_row
 from workbench.paper import published
 from workbench.paper.catalogue import Labels, OfPair, Reproduction, Samples, Scale, Table
@@ -142,7 +142,7 @@ def _table(entry: Reproduction, wanted: Table, grid: Grid) -> Result:
         printed = keep(printed, printed["its"] == 10_000)
         nearest = _nearest(grid)
     ours = ours.sort_values(["pretrain_steps", "rate", "prior"], ascending=False, kind="stable")
-    several = ours["pretrain_steps"].nunique() > 1
+    several = len(distinct(ours, "pretrain_steps")) > 1
     rows: list[dict[str, Any]] = []
     for cell in ours.to_dict("records"):
         same = select(printed, role=cell["role"], share=cell["share"], rate_name=cell["rate_name"], c_tr=cell["c_tr"])

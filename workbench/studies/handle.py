@@ -35,16 +35,17 @@ class Study:
     def load(
         cls,
         name_or_path: str | Path,
-        store: Store | None = None,
+        store: Store | str | Path | None = None,
         overrides: Sequence[str] = (),
         seeds: Sequence[int] | None = None,
     ) -> Study:
-        """A study from a preset or file.
+        """A study from a preset or file, in a store or the folder of one.
 
         Raises:
             UserError: as `load_study`.
         """
-        return cls(load_study(name_or_path, overrides, seeds), store or Store.default())
+        where = Store.default() if store is None else store if isinstance(store, Store) else Store(store)
+        return cls(load_study(name_or_path, overrides, seeds), where)
 
     @classmethod
     def open(cls, store: Store, name: str) -> Study:
