@@ -91,7 +91,8 @@ def test_the_paper_page_shows_claims_and_what_was_redone(open_page, stores):
     grid = Grid(Study.open(Store(stores / "full"), "quickstart"))
     sure = Contrast("a number", "above", 0.5, lambda _: (Interval(0.7, 0.6, 0.8), 100, 2))
     unsure = Contrast("another", "below", 0.5, lambda _: (Interval(0.5, 0.4, 0.6), 100, 2))
-    claims = (Claim("q1", "It is so.", (sure,)), Claim("q2", "It is <b>not</b>.", (sure, unsure), "Too small."))
+    absent = Contrast("a third", "below", 0.5, lambda grid: grid.contrast("behaviour", lambda _: None, []))
+    claims = (Claim("q1", "It is so.", (sure,)), Claim("q2", "It is <b>not</b>.", (sure, unsure, absent), "Too small."))
     folder = stores / "full" / "paper" / "claims-cpu"
     folder.mkdir(parents=True)
     judge(grid, claims).save(folder)
@@ -105,9 +106,15 @@ def test_the_paper_page_shows_claims_and_what_was_redone(open_page, stores):
     assert "Too small" in " ".join(c.value for c in at.caption)
     frames = [f.value for f in at.dataframe]
     assert frames[0]["value [95 %]"].tolist() == ["0.70 [0.60, 0.80]"]
-    assert frames[1]["agrees"].tolist() == ["yes", "unclear"]
+    assert frames[1]["agrees"].tolist() == ["yes", "unclear", "not measured"]
+    assert any("Not measured" in c.value and "has no pairs" in c.value for c in at.caption)
     assert charts(at)[0][1] == alt(judge(grid, claims))
     assert "holds no readable result" in at.error[0].value  # the other figure is damaged, and hides nothing
+    (folder.parent / "claims-paper").mkdir()
+    judge(grid, claims[:1]).save(folder.parent / "claims-paper")
+    at = open_page("full", "paper", claims="claims-paper")
+    assert at.dataframe[0].value["agrees"].tolist() == ["yes"]
+    assert "Too small" not in " ".join(c.value for c in at.caption)
 
 
 def test_overview_tells_findings_and_draws_all_runs(open_page, stores):

@@ -46,8 +46,11 @@ def claims(result: Result) -> None:
                 st.markdown(f"**{parts.plain(claim['claim'])}**")
                 st.badge(str(claim["agrees"]), color=color, icon=icon)  # type: ignore[arg-type]
             st.markdown(parts.plain(claim["says"]))
-            rows = [_row(row) for row in select(table, claim=claim["claim"]).to_dict("records")]
+            contrasts = select(table, claim=claim["claim"]).to_dict("records")
+            rows = [_row(contrast) for contrast in contrasts]
             st.dataframe(rows, hide_index=True, key=f"claim-{claim['claim']}", alt=f"Contrasts of claim {claim['claim']}")
+            for why in dict.fromkeys(contrast["why"] for contrast in contrasts if contrast["why"]):
+                st.caption(parts.plain(f"Not measured: {why}"))
             if claim["explanation"]:
                 st.caption(parts.plain(claim["explanation"]))
 
@@ -74,11 +77,11 @@ def main() -> None:
         "redone at the scale of this machine. Other models and sizes than the paper's: trends compare, single numbers do not."
     )
     found = made()
-    scales = {name.rpartition("-")[0]: path for name, path in found.items() if name.endswith("-cpu")}
+    judged = [name for name in found if name.rpartition("-")[0] == CLAIMS]
     st.subheader("Claims", divider="gray")
-    if CLAIMS in scales:
+    if judged:
         with parts.seam("claims"):
-            path = scales[CLAIMS]
+            path = found[parts.pick("Scale", judged, "claims") if len(judged) > 1 else judged[0]]
             result = load(str(path), (path / "result.json").stat().st_mtime_ns)
             claims(result)
             parts.figure_block(result, "paper-claims", python(path))
