@@ -132,6 +132,21 @@ def test_overview_tells_findings_and_draws_all_runs(open_page, stores):
     assert at.dataframe[0].value["done"].tolist() == ["50 of 50"]
 
 
+def test_the_graph_of_a_study_holds_what_another_study_ran_for_it(open_page, stores):
+    study = fake_study(stores / "shared", seeds=(0,), pairs=("wrapped",))
+    (stores / "shared" / "earlier").mkdir()
+    (run,) = [run for stage, run in study.runs() if stage.name == "pretrain-base-s0"]
+    spec = next(run.path.glob("spec.yaml"))
+    spec.write_text(spec.read_text().replace("study: quickstart", "study: earlier"))
+    run.path.rename(stores / "shared" / "earlier" / run.path.name)
+    ((drawn, _),) = charts(open_page("shared", lineage="quickstart"))
+    keys = {row[0] for t in drawn["data"] if "customdata" in t for row in t["customdata"]}
+    assert keys == {run.key for run in Store(stores / "shared").runs()}
+    assert run.key in keys
+    ((drawn, _),) = charts(open_page("shared", lineage="earlier"))
+    assert {row[0] for t in drawn["data"] if "customdata" in t for row in t["customdata"]} == {run.key}
+
+
 def test_a_damaged_run_is_listed_with_its_reason_and_hides_no_other(open_page):
     at = open_page("damaged")
     table = at.dataframe[-1].value

@@ -73,10 +73,21 @@ def graph(runs: tuple[Run, ...]) -> None:
     # A damaged run may not know its seed any more; it is shown with every seed.
     mine = [run for run in of_study if seed == EVERY_SEED or run.seed is None or str(run.seed) == seed]
     # Damaged and failed runs are what people look for, so they are never among those left out.
-    shown = sorted(mine, key=lambda run: run.done)[:MOST_NODES]
+    shown = with_parents(sorted(mine, key=lambda run: run.done)[:MOST_NODES], runs)
     parts.show_figure(lineage.graph(shown), lineage.alt(shown), "lineage-graph")
-    if len(shown) < len(mine):
-        st.caption(f"{len(shown)} of {len(mine):,} runs are drawn; the table holds all.")
+    if len(mine) > MOST_NODES:
+        st.caption(f"{MOST_NODES} of {len(mine):,} runs are drawn; the table holds all.")
+
+
+def with_parents(mine: list[Run], runs: tuple[Run, ...]) -> list[Run]:
+    """These runs and all that they were made from, which another study may have run."""
+    of_key = {run.key: run for run in runs}
+    found = {run.key: run for run in mine}
+    new = mine
+    while new:
+        new = [of_key[key] for run in new for key in run.parents if key in of_key and key not in found]
+        found |= {run.key: run for run in new}
+    return list(found.values())
 
 
 def table(runs: tuple[Run, ...]) -> None:
