@@ -161,6 +161,7 @@ EXPECTED = {
     ("pruning", 3): 0.5,
     ("probing", 0): 7 / 8,  # one cell of eight has lost its probe
     ("probing", 1): -0.4,
+    ("probing", 2): (7 * 0.93 + 0.55) / 8 - 0.6,
     ("revival", 0): math.sqrt(2) * 40 / 160,
     ("revival", 1): 10 / 40,
     ("revival", 2): 1 / 2,

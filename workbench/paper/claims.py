@@ -65,6 +65,7 @@ def _revived(grid: Grid, *cells: Any) -> list[str]:
 
 
 EVERY_RATE = ("large", "medium", "small")
+CORE = ([*LOW, *MEDIUM, *HIGH], EVERY_RATE, (0.0, 0.5, 0.8, 1.0))
 
 
 def _mean(
@@ -151,7 +152,7 @@ def _least_probed(grid: Grid) -> tuple[Interval, int, int]:
         near = float(found["tuned_probe"].value >= found["base_probe"].value - ROOM)
         return Metric("near", near, 0.0, 1.0, found["base_probe"].n)
 
-    return grid.contrast("probing", read, _pairs(grid, [*LOW, *MEDIUM, *HIGH], EVERY_RATE, (0.0, 0.5, 0.8, 1.0)))
+    return grid.contrast("probing", read, _pairs(grid, *CORE))
 
 
 CLAIMS: tuple[Claim, ...] = (
@@ -174,6 +175,9 @@ CLAIMS: tuple[Claim, ...] = (
                 _mean("tuned_ft", LOW, ("small",), (0.0,)),
             ),
         ),
+        "The small rate here is 1/30 of the pretraining rate, the paper's 1/1000. At 1/300 (the very small rate in "
+        "fig60-67-counting, which no claim is judged on) 80 % of correlated texts suffice to hide the failure of the shortcut, "
+        "and without correlated texts less than half is learned in the same steps, as the paper says.",
     ),
     Claim(
         "q2",
@@ -266,9 +270,17 @@ CLAIMS: tuple[Claim, ...] = (
                 "probe of the tuned less the base model, large rate, low prior, no text correlated",
                 "below",
                 -ROOM,
-                lambda grid: grid.contrast("probing", _probe_change, _pairs(grid, LOW, ("large",), (0.0,))),
+                lambda grid: grid.contrast("probing", _probes("base"), _pairs(grid, LOW, ("large",), (0.0,))),
+            ),
+            Contrast(
+                "probe of the tuned model less that of one that never had the ability, all cells (a control of ours)",
+                "above",
+                ROOM,
+                lambda grid: grid.contrast("probing", _probes("never"), _pairs(grid, *CORE)),
             ),
         ),
+        "A probe reads the count from any trained model of this size, from one that was never asked for it nearly as well: "
+        "that it is readable shows nothing here, and fine-tuning at the large rate leaves it as readable.",
     ),
     Claim(
         "revival",
@@ -294,15 +306,25 @@ CLAIMS: tuple[Claim, ...] = (
                 _steps((LOW, EVERY_RATE, (1.0,)), (LOW, EVERY_RATE, (0.0,))),
             ),
         ),
+        "With the high prior the operand is seen half as often, and under seed 1 pretraining ends with 83 % of its answers "
+        "right: revival to 95 % then takes the model beyond its base. Under seed 0, whose base has the ability, the high prior "
+        "takes fewer steps. More seeds (`--seeds 0-4`) decide.",
     ),
 )
 
 
-def _probe_change(result: Result) -> Metric | None:
-    found = {m.metric: m for m in result.headline}
-    tuned, base = found["tuned_probe"], found["base_probe"]
-    draws = tuple(a - b for a, b in zip(tuned.draws, base.draws, strict=True))
-    return Metric("change", tuned.value - base.value, 0.0, 0.0, base.n, draws=draws)
+def _probes(other: str) -> Callable[[Result], Metric | None]:
+    """Probe of the tuned model less that of another one."""
+
+    def read(result: Result) -> Metric | None:
+        found = {m.metric: m for m in result.headline}
+        tuned, than = found["tuned_probe"], found.get(f"{other}_probe")
+        if than is None:
+            return None
+        draws = tuple(a - b for a, b in zip(tuned.draws, than.draws, strict=True))
+        return Metric("change", tuned.value - than.value, 0.0, 0.0, than.n, draws=draws)
+
+    return read
 
 
 def outcome(interval: Interval, side: str, threshold: float) -> Agreement:
