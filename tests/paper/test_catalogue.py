@@ -66,7 +66,7 @@ def test_the_study_of_an_entry_plans_and_has_its_pairs(name):
     assert pairs
     # Every value of a filter is one of the study, so that no part of a figure is missing for a slip.
     for axis, wanted in getattr(shows, "where", {}).items():
-        assert set(wanted if isinstance(wanted, list | tuple) else [wanted]) <= set(grid.axes[axis])
+        assert all(grid.where(**{axis: value}) for value in wanted)
 
 
 @EVERY

@@ -67,6 +67,9 @@ def test_where_finds_pairs_by_value_or_by_any_of_several(grid):
     assert len(grid.where(prior=[0.5, 0.99])) == 9
     assert len(grid.where()) == 9
     assert grid.where(prior=0.7) == []
+    assert grid.where(prior=["low", 0.5]) == grid.where(prior=[0.99, 0.5])
+    assert Grid(grid.study, "paper").where(prior="low") == []  # .999 there
+    assert len(Grid(grid.study, "paper").where(prior="high")) == 4
 
 
 def test_stacked_tables_carry_the_axes_and_keep_the_share_of_the_test_texts(grid):

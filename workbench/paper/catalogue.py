@@ -77,7 +77,8 @@ def _both(number: str, title: str, reads: str, **more: Any) -> list[Reproduction
     ]
 
 
-CENTRE = {"prior": [0.99]}
+LOW = {"prior": ["low"]}
+CORE = {"prior": ["low", "medium", "high"]}
 
 
 def _catalogue() -> list[Reproduction]:
@@ -86,33 +87,33 @@ def _catalogue() -> list[Reproduction]:
             "fig5",
             "Learning what is fine-tuned on, by prior, rate and share of correlated texts",
             "grid_counting",
-            View("accuracy", {"rate_name": TWO}, "ft", "c_tr", "prior", ("rate_name", "share")),
+            View("accuracy", {**CORE, "rate_name": TWO}, "ft", "c_tr", "prior", ("rate_name", "share")),
             "table5_counter_200K",
         ),
         Reproduction(
             "fig6",
             "What becomes of the pretraining ability, by prior",
             "grid_counting",
-            View("accuracy", {"rate_name": TWO}, "pt", "c_tr", "prior", ("rate_name", "share")),
+            View("accuracy", {**CORE, "rate_name": TWO}, "pt", "c_tr", "prior", ("rate_name", "share")),
             "table5_counter_200K",
         ),
         Reproduction(
             "fig7",
             "Removing neurons after fine-tuning at the small rate",
             "grid_counting",
-            View("pruning", {**CENTRE, "rate_name": ["small"]}, columns="c_tr", rows="prior"),
+            View("pruning", {**LOW, "rate_name": ["small"]}, columns="c_tr", rows="prior"),
         ),
         Reproduction(
             "fig8",
             "Reading the pretraining answer from the residual stream",
             "grid_counting",
-            View("probing", {**CENTRE, "rate_name": TWO}, "pt", columns="c_tr"),
+            View("probing", {**LOW, "rate_name": TWO}, "pt", columns="c_tr"),
         ),
         Reproduction(
             "fig9",
             "Reverse fine-tuning, by prior",
             "grid_counting",
-            View("revival", {"rate_name": ["medium"]}, columns="prior", rows="reverse_rate"),
+            View("revival", {**CORE, "rate_name": ["medium"]}, columns="prior", rows="reverse_rate"),
         ),
         Reproduction(
             "fig10",
@@ -234,7 +235,7 @@ def _of_variants() -> list[Reproduction]:
             "fig26",
             "Samples that revival takes, against models that never had the ability",
             "grid_counting",
-            View("revival", {"rate_name": TWO}, columns="prior", rows=("rate_name", "reverse_rate")),
+            View("revival", {**CORE, "rate_name": TWO}, columns="prior", rows=("rate_name", "reverse_rate")),
         ),
         Reproduction(
             "fig28-29",

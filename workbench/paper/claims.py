@@ -8,7 +8,7 @@ some hold, and is unclear otherwise.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -16,8 +16,7 @@ import pandas as pd
 
 from workbench.errors import UserError
 from workbench.figures.tables import select, values
-from workbench.paper import published
-from workbench.paper.grid import Grid, Scale, named
+from workbench.paper.grid import Grid, named
 from workbench.results import Metric, Result
 from workbench.statistics import Interval, Pool
 from workbench.verdict import HAS_IT, MASKED, RECOVERED, ROOM
@@ -26,8 +25,6 @@ Agreement = Literal["yes", "partly", "no", "unclear", "not measured"]
 CLEAR = 0.5
 """Difference of accuracies that a reader of the paper's plots would call "works here and not there"."""
 LOW, MEDIUM, HIGH = ["low"], ["medium"], ["high"]
-PRIORS: Mapping[Scale, Mapping[str, float]] = {"cpu": {"low": 0.99, "medium": 0.9, "high": 0.5}, "paper": published.PRIORS}
-"""Priors of the pretraining operand by that of the operand that is fine-tuned on, which is rare where its prior is low."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +52,7 @@ class Claim:
 
 def _pairs(grid: Grid, prior: Sequence[str], rates: Sequence[str], shares: Sequence[float]) -> list[str]:
     """Pairs of the core: standard pretraining, these priors, rates and shares."""
-    priors = [PRIORS[grid.scale][name] for name in prior]
-    return grid.where(prior=priors, rate_name=list(rates), share=list(shares), pretrain_steps=grid.standard_steps)
+    return grid.where(prior=list(prior), rate_name=list(rates), share=list(shares), pretrain_steps=grid.standard_steps)
 
 
 def _revived(grid: Grid, *cells: Any) -> list[str]:

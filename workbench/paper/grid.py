@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -19,6 +19,11 @@ from workbench.studies.handle import Study
 Scale = Literal["cpu", "paper"]
 RATES = ("large", "medium", "small", "very small")
 """Fine-tuning rates of a study, from the largest on [Jain+23 §5]."""
+PRIORS: Mapping[Scale, Mapping[str | float, float]] = {
+    "cpu": {"low": 0.99, "medium": 0.9, "high": 0.5},
+    "paper": {"low": 0.999, "medium": 0.9, "high": 0.5},
+}
+"""P_T(a) of the pretraining operand, named by the prior of the operand that is fine-tuned on."""
 AXES = ("pair", "rate", "rate_name", "prior", "share", "pretrain_steps", "pretraining_share", "protocol")
 
 
@@ -68,10 +73,12 @@ class Grid:
         return int(self.axes["pretrain_steps"].mode().iloc[-1])
 
     def where(self, **equal: Any) -> list[str]:
-        """Names of the pairs whose axes have these values; a sequence of values means any of them."""
+        """Names of the pairs whose axes have these values; any of a sequence of values; priors may be called as in `PRIORS`."""
         rows = np.ones(len(self.axes), dtype=bool)
         for axis, wanted in equal.items():
             values = wanted if isinstance(wanted, list | tuple) else [wanted]
+            if axis == "prior":
+                values = [PRIORS[self.scale].get(value, value) for value in values]
             rows &= self.axes[axis].isin(values).to_numpy()
         return [str(name) for name in self.axes["pair"][rows]]
 

@@ -10,10 +10,10 @@ from typing import Any
 import pandas as pd
 
 from workbench.errors import UserError, did_you_mean
+from workbench.paper.grid import PRIORS as PRIORS_BY_SCALE
 from workbench.paper.grid import RATES
 
-PRIORS = {"low": 0.999, "medium": 0.9, "high": 0.5}
-"""P_T(a) of the paper's priors, named by that of the operand that is fine-tuned on."""
+PRIORS = PRIORS_BY_SCALE["paper"]
 
 
 def names() -> tuple[str, ...]:
