@@ -274,6 +274,14 @@ def test_equal_coordinates_are_paired_in_order_and_lists_are_carried():
     assert out["curve"].tolist() == [[1], [2]]
 
 
+def test_a_series_that_ended_early_goes_on_with_its_last_value():
+    rows = [(0, "x", 0, 0.2), (0, "x", 5, 0.9), (1, "x", 0, 0.4), (1, "x", 5, 0.6), (1, "x", 10, 0.7), (0, "y", 0, 0.1)]
+    stacked = pd.DataFrame(rows, columns=["seed", "arm", "step", "value"]).assign(n=10)
+    out = combine_table(stacked).set_index(["arm", "step"])
+    assert out["value"].to_dict() == pytest.approx({("x", 0): 0.3, ("x", 5): 0.75, ("x", 10): 0.8, ("y", 0): 0.1})
+    assert out["seeds"].to_dict() == {("x", 0): 2, ("x", 5): 2, ("x", 10): 2, ("y", 0): 1}  # seed 1 has no y to go on with
+
+
 def test_tables_without_a_value_are_stacked():
     frames = [pd.DataFrame({"text": ["a", "b"]}), pd.DataFrame({"text": ["c"]})]
     combined = combine_results([result(s, f) for s, f in enumerate(frames)])

@@ -111,15 +111,30 @@ def _independent(metrics: Sequence[Metric], pool: Pool) -> tuple[float, float]:
         return tuple(float(np.exp(end)) if pool == "geometric" else float(end) for end in ends)  # pyright: ignore[reportReturnType]
 
 
+def _carried(stacked: pd.DataFrame, coordinates: Sequence[str]) -> pd.DataFrame:
+    """Every seed's series over `step` as long as the longest of its kind."""
+    series = [c for c in coordinates if c != "step"]
+    parts = [stacked]
+    for _, kind in stacked.groupby(series, sort=False, dropna=False) if series else [((), stacked)]:
+        for _, mine in kind.groupby("seed", sort=False):
+            last = mine.loc[mine["step"] == mine["step"].max()]
+            later = sorted(set(kind.loc[kind["step"] > mine["step"].max(), "step"]))
+            parts += [last.assign(step=step) for step in later]
+    return pd.concat(parts, ignore_index=True)
+
+
 def combine_table(stacked: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """Pool the rows of a long table over its `seed` column; see `combine_results`.
 
     Proportions (`unit == "accuracy"`; in a table without units, values in [0, 1] that are whole counts out of `n`) are
     resampled within a seed as Binomial(n, value) / n, and their interval holds at least Wilson's of the pooled counts: a
     bootstrap of all right answers has no width. Other rows get normal noise of the width of their own interval, or none.
+
+    A series over `step` that ended before that of another seed goes on with its last value: training stops early at its
+    ceiling, and without it the mean of those that still train would be one of the slow seeds.
     """
     coordinates = [c for c in stacked.columns if c not in MEASURED and _hashable(cast(pd.Series, stacked[c]))]
-    frame = stacked.reset_index(drop=True)
+    frame = _carried(stacked, coordinates) if "step" in coordinates else stacked.reset_index(drop=True)
     again = frame.groupby([*coordinates, "seed"], sort=False, dropna=False).cumcount().to_numpy()
     keys = frame[coordinates].assign(_again=again)
     row = keys.groupby([*coordinates, "_again"], sort=False, dropna=False).ngroup().to_numpy()

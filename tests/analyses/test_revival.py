@@ -212,6 +212,10 @@ def test_seeds_pool_on_the_log_scale(make_pair, arm):
     ]
     pooled = combine_results(results)
     assert pooled.metric("ratio").value == pytest.approx(math.sqrt(5 / 40 * 10 / 40))
+    curve = pooled.table[pooled.table["arm"] == "revived"].sort_values("step")
+    # The first seed stopped after 20 steps: beyond, it counts as there, and the curve is not that of the slow seed alone.
+    assert curve["value"].tolist() == pytest.approx([0.2, 0.725, 0.975, 1.0, 1.0])
+    assert curve["seeds"].tolist() == [2] * 5
     (line,) = evidence(pooled)
     assert line.direction == "masked"
     assert "Steps to 95% on look_a: 8 for the tuned model, 40 for one that never had it" in line.text
