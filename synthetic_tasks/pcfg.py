@@ -140,8 +140,14 @@ class PcfgTask:
         raise UserError(f"the task has no capability {capability!r}{did_you_mean(capability, self.capabilities)}")
 
     def family(self, capability: str) -> str:
-        """The family of a capability, for instance `count`."""
-        return self.locate(capability)[0].name
+        """The family whose question a capability asks, for instance `count`, also under another identifier."""
+        return self.locate(capability)[0].kind
+
+    def aliases(self, capability: str) -> tuple[str, ...]:
+        """Capabilities that ask the same under another identifier: `count_j1_a` and `count_j2_a` for `count_a`."""
+        family, operand = self.locate(capability)[:2]
+        same = (other for other in self.families.values() if other.kind == family.kind and other.name != family.name)
+        return tuple(name for other in same for name in other.capabilities if self.locate(name)[1] == operand)
 
     def describe(self, tokens: Sequence[int]) -> str:
         """Tokens as text, for instance `SOS C a 12 SOT abcacb EOT ART 3 EOS`."""

@@ -7,6 +7,7 @@ import torch
 
 from workbench.errors import UserError
 from workbench.examples import Correlation
+from workbench.measures import role_of, shares
 from workbench.models.build import build_model
 from workbench.models.checkpoints import save_model
 from workbench.models.fingerprint import weights_sha256
@@ -105,6 +106,19 @@ def test_swapping_exchanges_base_and_tuned_also_after_they_were_loaded(pair):
 def test_the_others_are_one_capability_of_each_untouched_family(pair):
     assert [pair.task.family(c) for c in pair.others] == ["index", "token"]
     assert replace(pair, tuned_on="index_a").others == pair.others[1:]
+
+
+def test_another_identifier_of_what_may_be_lost_is_an_alias_and_no_other_ability(pair):
+    assert pair.aliases == ()
+    asked = replace(pair, task=load_task({**TASK, "identifiers": 3}))
+    assert asked.aliases == ("count_j1_a", "count_j2_a")
+    assert asked.others == pair.others
+    assert [role_of(asked, c) for c in ("count_a", "count_b", "count_j1_a", "token")] == ["pt", "ft", "alias", "other"]
+    for share in (0.0, 1.0):  # asked on the same texts, so that only the identifier differs
+        assert shares(asked, "count_j1_a") == shares(asked, "count_a") == (0.0, 1.0)
+        mine, plain = (asked.examples(c, share=share, n=40) for c in ("count_j1_a", "count_a"))
+        assert (mine.answer == plain.answer).all()
+        assert (mine.tokens != plain.tokens).any(0).sum() == 1
 
 
 def test_a_device_that_is_not_there_is_refused_when_a_model_is_asked_for(pair):

@@ -90,8 +90,9 @@ def correct_answers(model: Any, examples: Examples) -> np.ndarray:
 
 
 def role_of(pair: Pair, capability: str) -> str:
-    """`pt` for the ability that may be lost, `ft` for the one that was trained, `other`."""
-    return "pt" if capability == pair.capability else "ft" if capability == pair.tuned_on else "other"
+    """`pt` for the ability that may be lost, `ft` for the one that was trained, `alias` for `pt` asked otherwise, `other`."""
+    roles = {**dict.fromkeys(pair.aliases, "alias"), pair.tuned_on: "ft", pair.capability: "pt"}
+    return roles.get(capability, "other")
 
 
 def truth_of(examples: Examples, capability: str) -> np.ndarray:

@@ -51,11 +51,7 @@ def combine_results(results: Sequence[Result], seed: int = 0) -> Result:
         else:
             tables[name] = stacked
     limits = list(dict.fromkeys(limit for result in results for limit in result.limits))
-    if 1 < len(results) < FEW_SEEDS:
-        limits.append(
-            f"{len(results)} seeds: where seeds differ by more than their test sets' noise, a 95 % interval over so few covers "
-            f"about {COVERAGE[len(results)]} %"
-        )
+    limits += few_seeds(len(results))
     first = results[0]
     common = {k: v for k, v in first.provenance.items() if all(r.provenance.get(k) == v for r in results)}
     return Result(
@@ -66,6 +62,16 @@ def combine_results(results: Sequence[Result], seed: int = 0) -> Result:
         settings=first.settings,
         provenance={**common, "seeds": list(seeds), "replicates": [dict(result.provenance) for result in results]},
     )
+
+
+def few_seeds(seeds: int) -> list[str]:
+    """What to say of an interval over so few seeds; nothing of one, which says nothing of them, and of many."""
+    if not 1 < seeds < FEW_SEEDS:
+        return []
+    return [
+        f"{seeds} seeds: where seeds differ by more than their test sets' noise, a 95 % interval over so few covers about "
+        f"{COVERAGE[seeds]} %"
+    ]
 
 
 def _by_name(results: Sequence[Result]) -> Mapping[str, list[Metric]]:

@@ -109,6 +109,12 @@ class Pair:
         return self.task.capability(capability, correlation).examples(n or self.n, self.seed, split)
 
     @property
+    def aliases(self) -> tuple[str, ...]:
+        """Capabilities that ask for the one that may be lost under another identifier; most tasks have none."""
+        find = getattr(self.task, "aliases", None)
+        return tuple(find(self.capability)) if callable(find) else ()
+
+    @property
     def others(self) -> tuple[str, ...]:
         """One capability of every other family: what fine-tuning should have left alone."""
         touched = {self.task.family(self.capability), self.task.family(self.tuned_on)}

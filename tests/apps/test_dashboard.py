@@ -84,13 +84,13 @@ def test_an_empty_store_names_the_command_that_fills_it(open_page, page):
 def test_the_paper_page_shows_claims_and_what_was_redone(open_page, stores):
     from workbench.figures import alt
     from workbench.paper.claims import Claim, Contrast, judge
-    from workbench.paper.grid import Grid
+    from workbench.paper.grid import Contrasted, Grid
     from workbench.statistics import Interval
     from workbench.studies.handle import Study
 
     grid = Grid(Study.open(Store(stores / "full"), "quickstart"))
-    sure = Contrast("a number", "above", 0.5, lambda _: (Interval(0.7, 0.6, 0.8), 100, 2))
-    unsure = Contrast("another", "below", 0.5, lambda _: (Interval(0.5, 0.4, 0.6), 100, 2))
+    sure = Contrast("a number", "above", 0.5, lambda _: Contrasted(Interval(0.7, 0.6, 0.8), 100, (0.6, 0.8)))
+    unsure = Contrast("another", "below", 0.5, lambda _: Contrasted(Interval(0.5, 0.4, 0.6), 100, (0.4, 0.6)))
     absent = Contrast("a third", "below", 0.5, lambda grid: grid.contrast("behaviour", lambda _: None, []))
     claims = (Claim("q1", "It is so.", (sure,)), Claim("q2", "It is <b>not</b>.", (sure, unsure, absent), "Too small."))
     folder = stores / "full" / "paper" / "claims-cpu"
@@ -107,7 +107,7 @@ def test_the_paper_page_shows_claims_and_what_was_redone(open_page, stores):
     frames = [f.value for f in at.dataframe]
     assert frames[0]["value [95 %]"].tolist() == ["0.70 [0.60, 0.80]"]
     assert frames[1]["agrees"].tolist() == ["yes", "unclear", "not measured"]
-    assert any("Not measured" in c.value and "has no pairs" in c.value for c in at.caption)
+    assert any("Note" in c.value and "has no pairs" in c.value for c in at.caption)
     assert charts(at)[0][1] == alt(judge(grid, claims))
     assert "holds no readable result" in at.error[0].value  # the other figure is damaged, and hides nothing
     (folder.parent / "claims-paper").mkdir()

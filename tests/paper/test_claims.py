@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.apps.fake_store import N
-from tests.paper.fake_grid import SPEC, fake_grid, name
+from tests.paper.fake_grid import MAKERS, SPEC, fake_grid, name
 from workbench.paper.claims import CLAIMS, Claim, Contrast, agreement, judge, outcome
-from workbench.paper.grid import Grid, named
+from workbench.paper.grid import Contrasted, Grid, named
 from workbench.runs import Store
 from workbench.statistics import Interval
 from workbench.studies.handle import Study
@@ -26,7 +26,7 @@ OTHER = {"above": "below", "below": "above"}
 
 @given(low=FINITE, width=st.floats(0, 3), threshold=FINITE, side=st.sampled_from(["above", "below"]))
 def test_a_contrast_holds_when_its_whole_interval_is_on_the_predicted_side(low, width, threshold, side):
-    interval = Interval(low + width / 2, low, low + width)
+    interval = Contrasted(Interval(low + width / 2, low, low + width), 9, (low, low + width))
     found = outcome(interval, side, threshold)
     if low <= threshold <= low + width:
         assert found == "unclear"
@@ -38,9 +38,14 @@ def test_a_contrast_holds_when_its_whole_interval_is_on_the_predicted_side(low, 
 @pytest.mark.parametrize("side", ["above", "below"])
 def test_at_its_threshold_a_contrast_is_unclear(side):
     """Two cells that do not differ at all are no evidence that one is larger, and none that it is smaller."""
-    assert outcome(Interval(0.0, 0.0, 0.0), side, 0.0) == "unclear"
-    assert outcome(Interval(0.1, 0.0, 0.2), side, 0.0) == "unclear"
-    assert outcome(Interval(-0.1, -0.2, 0.0), side, 0.0) == "unclear"
+    for value, low, high in ((0.0, 0.0, 0.0), (0.1, 0.0, 0.2), (-0.1, -0.2, 0.0)):
+        assert outcome(Contrasted(Interval(value, low, high), 9, (low, high)), side, 0.0) == "unclear"
+
+
+@pytest.mark.parametrize("side", ["above", "below"])
+def test_one_seed_decides_nothing(side):
+    """Its interval knows nothing of the spread between seeds."""
+    assert outcome(Contrasted(Interval(0.9, 0.8, 1.0), 500, (0.9,)), side, 0.5) == "unclear"
 
 
 @pytest.mark.parametrize(
@@ -129,7 +134,7 @@ def test_a_row_says_what_was_predicted_and_what_was_measured(judged):
 
 def test_a_number_that_is_not_defined_was_not_measured(grid):
     def undefined(_):
-        return Interval(math.nan, math.nan, math.nan), 10, 2
+        return Contrasted(Interval(math.nan, math.nan, math.nan), 10, (math.nan, 1.0))
 
     (row,) = judge(grid, [Claim("c", "It does.", (Contrast("a share of no loss", "above", 0.0, undefined),))]).table.to_dict(
         "records"
@@ -147,48 +152,93 @@ def test_claims_have_names_sentences_and_contrasts_in_words():
 
 
 @pytest.fixture(scope="module")
-def small(grid):
-    """The paper's claims on the small grid."""
-    return judge(grid)
+def whole(tmp_path_factory):
+    """The core of the preset with the invented numbers of `fake_grid.said`, two seeds, in memory alone."""
+    study = Study(load_study("grid_counting"), Store(tmp_path_factory.mktemp("whole")))
+    grid = Grid(study)
+    for planned in study.plan.pairs:
+        if planned.name.startswith("core,"):
+            for analysis in planned.analyses:
+                result = MAKERS[analysis](planned)
+                pooled = replace(result, provenance={**result.provenance, "seeds": [0, 1]})
+                grid.read_results.update(
+                    {(planned.name, analysis, planned.seed): result, (planned.name, analysis, None): pooled}
+                )
+    return grid
 
 
-# Worked out by hand from `fake_grid.said`, where the grid has the cells: means over both rates and seeds.
+# Worked out by hand from `fake_grid.said`: means over rates, priors and seeds; .02 for seed 1 leaves .01 on average.
 EXPECTED = {
-    ("q1", 0): 0.95 - 0.06,
-    ("q3", 0): (0.7 - 0.3) / 2,  # the mean along a straight line from 1.0 changes by half of its end
-    ("q3", 1): 0.1 / 2,
-    ("q4", 1): (0.1 + 0.3) / 2 / 2,
-    ("pruning", 3): 0.5,
-    ("probing", 0): 7 / 8,  # one cell of eight has lost its probe
-    ("probing", 1): -0.4,
-    ("probing", 2): (7 * 0.93 + 0.55) / 8 - 0.6,
-    ("revival", 0): math.sqrt(2) * 40 / 160,
-    ("revival", 1): 10 / 40,
-    ("revival", 2): 1 / 2,
+    "q1": [0.95 - 0.06, 0.95 - (0.85 - 0.64 - 0.1 + 0.01), (0.85 - 0.1 + 0.01 - 0.3) / 0.7],
+    "q2": [(0.9 - 0.2 * 0.65 - 0.1 * 2 / 3 + 0.01 - 0.3) / 0.7, 0.2 * 0.35],
+    "q3": [(0.5 - 0.1) / 2, 0.1 / 2],  # the mean along a straight line changes by half of its end
+    "q4": [(0.64 + 0.16) / 2 / 2, (0.1 + 0.3 + 0.3) / 3 / 2],
+    "pruning": [0.6, 0.2, 0.95 - 0.7, 0.6, 0.1 + 0.5 * (0 + 0.5 + 0.8) / 3],
+    "probing": [35 / 36, -0.4],  # one cell has lost its probe
+    "revival": [math.sqrt(2) * 40 / 160, 10 / 40, 1 / 2],
 }
 AGREES = {
-    "q1": "partly",
-    "q2": "not measured",
-    "q3": "yes",
-    "q4": "partly",
-    "pruning": "partly",
-    "probing": "yes",
-    "revival": "partly",
+    "q1": ["yes", "yes", "yes"],
+    "q2": ["no", "no"],
+    "q3": ["yes", "yes"],
+    "q4": ["yes", "yes"],
+    "pruning": ["yes", "yes", "yes", "yes", "no"],
+    "probing": ["yes", "yes"],
+    "revival": ["unclear", "yes", "yes"],  # .25 under one seed, .5 under the other
 }
 
 
-def test_every_contrast_is_measured_or_says_why_not(small):
-    for claim in CLAIMS:
-        rows = small.table[small.table["claim"] == claim.name].to_dict("records")
-        assert [row["measured"] for row in rows] == [c.says for c in claim.contrasts]
-        for place, row in enumerate(rows):
-            if (claim.name, place) in EXPECTED:
-                assert row["value"] == pytest.approx(EXPECTED[claim.name, place], abs=0.5 / N)
-                assert row["why"] == ""
-            else:  # cells with the small rate, a medium prior or other shares, of which the small grid has none
-                assert row["agrees"] == "not measured"
-                assert row["why"] == "the study 'small_grid' has no pairs of the kind that is compared; compare others."
-    assert dict(zip(small.tables["claims"]["claim"], small.tables["claims"]["agrees"], strict=True)) == AGREES
+@pytest.mark.parametrize("name", list(EXPECTED))
+def test_every_contrast_is_the_number_that_it_says(whole, name):
+    (claim,) = [claim for claim in CLAIMS if claim.name == name]
+    result = judge(whole, [claim])
+    assert list(result.table["value"]) == pytest.approx(EXPECTED[name], abs=1 / N)
+    assert list(result.table["agrees"]) == AGREES[name]
+    assert set(result.table["why"]) == {""}
+    assert set(result.table["seeds"]) == {2}
+    assert all(len(values.split(", ")) == 2 for values in result.table["by_seed"])
+
+
+def test_cells_that_a_study_lacks_are_not_measured(grid):
+    """The small grid has no medium prior and no small rate."""
+    table = judge(grid).table.set_index("measured")
+    (row,) = table[table["agrees"] == "not measured"].loc[["gain over random neurons there"]].to_dict("records")
+    assert row["why"] == "the study 'small_grid' has no pairs of the kind that is compared; compare others."
+    assert row["by_seed"] == ""
+
+
+def changed(grid, analysis, metric, value, where=lambda pair, seed: True):
+    """The grid with a headline number replaced."""
+    results = dict(grid.read_results)
+    for (pair, of, seed), result in grid.read_results.items():
+        if of == analysis and seed is not None and where(pair, seed):
+            headline = tuple(
+                replace(m, value=value, draws=(value,) * 100) if m.metric == metric else m for m in result.headline
+            )
+            results[pair, of, seed] = replace(result, headline=headline)
+    return Grid(grid.study, read_results=results)
+
+
+def test_probes_that_read_any_model_show_nothing(whole):
+    (claim,) = [claim for claim in CLAIMS if claim.name == "probing"]
+    first = judge(changed(whole, "probing", "room_never", 0.04), [claim]).table.iloc[0]
+    assert first["agrees"] == "not measured"
+    assert "as well from a model that never had the ability (base less that model 0.04, it would need 0.10)" in first["why"]
+
+
+def test_a_seed_whose_base_lacks_the_ability_is_left_out(whole):
+    """Reverse fine-tuning would have to take such a model beyond its base; one seed that is left decides nothing."""
+    poor = changed(whole, "behaviour", "base_pt", 0.83, lambda pair, seed: "from=p5" in pair and seed == 1)
+    (claim,) = [claim for claim in CLAIMS if claim.name == "revival"]
+    result = judge(poor, [claim])
+    compared = result.table.iloc[1]
+    assert compared["value"] == pytest.approx(10 / 40)
+    assert (compared["seeds"], compared["by_seed"], compared["agrees"]) == (1, "0.25", "unclear")
+    assert "seed 1 is left out: the base of core,from=p5" in compared["why"]
+    assert "in 0.83 of the texts, it would need 0.95" in compared["why"]
+    assert list(result.table["seeds"]) == [2, 1, 2]  # only where the pairs with that base are compared
+    poor = changed(whole, "behaviour", "base_pt", 0.83, lambda pair, seed: "from=p5" in pair)
+    assert judge(poor, [claim]).table.iloc[1]["agrees"] == "not measured"
 
 
 @pytest.mark.parametrize(("scale", "preset", "low"), [("cpu", "grid_counting", 0.99), ("paper", "grid_counting_paper", 0.999)])
@@ -200,19 +250,19 @@ def test_the_preset_has_the_cells_of_every_contrast(tmp_path, scale, preset, low
     class Asked(Grid):
         def contrast(self, analysis, read, plus, minus=None, pool="mean"):
             asked.append((analysis, list(plus), minus))
-            return Interval(0.0, 0.0, 0.0), 1, 1
+            return Contrasted(Interval(1.0, 1.0, 1.0), 1, (1.0,))
 
     recorder = Asked(grid.study, scale)
     for claim in CLAIMS:
         for one in claim.contrasts:
             one.of(recorder)
     axes = grid.axes.set_index("pair")
-    assert len(asked) == sum(len(claim.contrasts) for claim in CLAIMS)
+    assert len(asked) > sum(len(claim.contrasts) for claim in CLAIMS)  # probes ask for their room first
     for analysis, plus, minus in asked:
         sides = [plus, *([minus] if minus is not None else [])]
         assert all(sides)
         for pair in (pair for side in sides for pair in side):
-            assert axes["pretrain_steps"][pair] == grid.standard_steps
+            assert axes["length"][pair] == "standard"
             assert axes["prior"][pair] in (low, 0.9, 0.5)
             assert analysis != "revival" or pair in grid.study.spec.revived
     assert {axes["prior"][pair] for _, plus, _ in asked for pair in plus} == {low, 0.9, 0.5}
@@ -230,7 +280,7 @@ def test_a_model_that_is_there_from_the_start_counts_with_the_first_step_of_the_
             headline = tuple(zero if m is steps and pair == instant else m for m in result.headline)
             grid.read_results[pair, "revival", seed] = replace(result, headline=headline)
     (claim,) = [claim for claim in CLAIMS if claim.name == "revival"]
-    found, _, _ = claim.contrasts[1].of(grid)
+    found = claim.contrasts[1].of(grid).interval
     assert found.value == pytest.approx(math.sqrt(math.sqrt(5 * 10) / 40 * math.sqrt(5 * 20) / 80))
 
 

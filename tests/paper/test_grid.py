@@ -32,8 +32,8 @@ def test_every_pair_has_its_place_on_the_axes(grid):
         assert (row["rate"], row["rate_name"]) == (rate, {1e-3: "large", 1e-4: "medium"}[rate])
         assert (row["share"], row["pretrain_steps"], row["pretraining_share"]) == (share, 100, 0.0)
         assert row["protocol"] == "single_operand"
-    assert (rows["short"]["pretrain_steps"], rows["short"]["share"]) == (50, 1.0)
-    assert grid.standard_steps == 100
+        assert row["length"] == "standard"
+    assert (rows["short"]["pretrain_steps"], rows["short"]["length"], rows["short"]["share"]) == (50, "shorter", 1.0)
 
 
 def test_an_axis_that_does_not_apply_is_nan(tmp_path):
@@ -58,6 +58,21 @@ def test_rates_beyond_the_named_ones_are_called_by_their_value(tmp_path):
     body = {**SPEC, "finetune": {"tuned": tuned}, "revive": None, "analyses": []}
     axes = Grid(Study(parse_study(body), Store(tmp_path))).axes
     assert list(axes["rate_name"]) == ["large", "medium", "small", "very small", "1e-06"]
+
+
+def test_the_standard_length_of_pretraining_is_that_of_most_pairs_of_a_prior(tmp_path):
+    """An operand that is seen half as often takes twice the steps to be learned."""
+    axes = Grid(Study(load_study("grid_counting"), Store(tmp_path))).axes.set_index("pair")
+    assert set(axes[axes["prior"] == 0.5]["length"]) == {"standard"}
+    assert axes["pretrain_steps"]["core,from=p5,lr=0.001,share=0.0"] > axes["pretrain_steps"]["core,from=p9,lr=0.001,share=0.0"]
+    assert (axes["length"]["around,from=p99_short"], axes["length"]["around,from=p99_long"]) == ("shorter", "longer")
+    paper = Grid(Study(load_study("grid_counting_paper"), Store(tmp_path)), "paper").axes
+    assert set(paper[paper["length"] == "standard"]["pretrain_steps"]) == {200_000}  # as many pairs have each length
+
+
+def test_rates_in_words_say_what_a_name_means(grid):
+    assert grid.rates(grid.where()) == "fine-tuning rates large 0.001, medium 0.0001"
+    assert grid.rates(["short"]) == "fine-tuning rate large 0.001"
 
 
 def test_where_finds_pairs_by_value_or_by_any_of_several(grid):
@@ -105,25 +120,25 @@ def test_seeds_are_those_that_are_done(without, grid):
 
 def test_the_mean_of_a_number_over_pairs(grid):
     plus = [name("p5", rate, 0.0) for rate in (1e-3, 1e-4)]
-    found, n, seeds = grid.contrast("behaviour", named("tuned_ft"), plus)
-    assert found.value == pytest.approx(np.mean([0.9, 0.8, 0.92, 0.82]))  # two rates, two seeds
-    assert found.low < found.value < found.high
-    assert (n, seeds) == (N, 2)
+    found = grid.contrast("behaviour", named("tuned_ft"), plus)
+    assert found.interval.value == pytest.approx(np.mean([0.9, 0.8, 0.92, 0.82]))  # two rates, two seeds
+    assert found.interval.low < found.interval.value < found.interval.high
+    assert (found.n, len(found.by_seed)) == (N, 2)
 
 
 def test_a_difference_of_means(grid):
-    found, _, _ = grid.contrast(
+    found = grid.contrast(
         "behaviour", named("tuned_ft"), [name("p99", 1e-3, 0.0)], [name("p99", 1e-3, 1.0), name("p5", 1e-3, 1.0)]
     )
-    assert found.value == pytest.approx(0.85 - np.mean([0.05, 0.7]))
+    assert found.interval.value == pytest.approx(0.85 - np.mean([0.05, 0.7]))
 
 
 def test_a_ratio_of_geometric_means(grid):
     high, low = ([name(start, rate, 1.0) for rate in (1e-3, 1e-4)] for start in ("p5", "p99"))
-    found, _, _ = grid.contrast("revival", named("steps_revived"), high, low, "geometric")
-    assert found.value == pytest.approx(10 / 40)
-    alone, _, _ = grid.contrast("revival", named("steps_revived"), low, pool="geometric")
-    assert alone.value == pytest.approx(math.sqrt(40 * 80))
+    found = grid.contrast("revival", named("steps_revived"), high, low, "geometric")
+    assert found.interval.value == pytest.approx(10 / 40)
+    alone = grid.contrast("revival", named("steps_revived"), low, pool="geometric")
+    assert alone.interval.value == pytest.approx(math.sqrt(40 * 80))
 
 
 def test_paired_draws_make_a_difference_narrower_than_independent_ones(study):
@@ -137,10 +152,10 @@ def test_paired_draws_make_a_difference_narrower_than_independent_ones(study):
         draws = np.random.default_rng(3).permutation(metric.draws)
         return Metric(metric.metric, metric.value, metric.low, metric.high, metric.n, draws=tuple(draws))
 
-    paired, _, _ = grid.contrast("behaviour", named("tuned_ft"), [plus], [minus])
-    apart, _, _ = grid.contrast("behaviour", shuffled, [plus], [minus])
-    assert paired.value == pytest.approx(apart.value) == pytest.approx(0.2)
-    assert paired.high - paired.low < 0.8 * (apart.high - apart.low)
+    paired = grid.contrast("behaviour", named("tuned_ft"), [plus], [minus])
+    apart = grid.contrast("behaviour", shuffled, [plus], [minus])
+    assert paired.interval.value == pytest.approx(apart.interval.value) == pytest.approx(0.2)
+    assert paired.interval.high - paired.interval.low < 0.8 * (apart.interval.high - apart.interval.low)
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +164,11 @@ def pretended(tmp_path_factory):
     one = Study(parse_study({**SPEC, "seeds": [0]}), Store(tmp_path_factory.mktemp("pretended")))
 
     def make(**metrics):
-        return Grid(one, read_results={(n, "any", 0): Result("any", {}, (metric,)) for n, metric in metrics.items()})
+        return Grid(
+            one,
+            read_results={(n, "any", 0): Result("any", {}, (metric,)) for n, metric in metrics.items()}
+            | {(n, "behaviour", 0): None for n in metrics},
+        )
 
     return make
 
@@ -160,29 +179,29 @@ def test_a_contrast_is_its_naive_twin(pretended, values, seed):
     draws = np.abs(np.array(values)[:, None] + 0.1 * np.random.default_rng(seed).standard_normal((4, 101))) + 0.01
     metrics = (Metric("m", v, v, v, 50, draws=tuple(d)) for v, d in zip(values, draws.tolist(), strict=True))
     grid = pretended(**dict(zip("abcd", metrics, strict=True)))
-    found, _, _ = grid.contrast("any", named("m"), ["a", "b"], ["c", "d"])
+    found = grid.contrast("any", named("m"), ["a", "b"], ["c", "d"])
     naive = [(a + b) / 2 - (c + d) / 2 for a, b, c, d in draws.T]
-    assert found.value == pytest.approx((values[0] + values[1]) / 2 - (values[2] + values[3]) / 2)
-    assert (found.low, found.high) == pytest.approx(tuple(np.percentile(naive, [2.5, 97.5])))
-    found, _, _ = grid.contrast("any", named("m"), ["a", "b"], ["c", "d"], "geometric")
+    assert found.interval.value == pytest.approx((values[0] + values[1]) / 2 - (values[2] + values[3]) / 2)
+    assert (found.interval.low, found.interval.high) == pytest.approx(tuple(np.percentile(naive, [2.5, 97.5])))
+    found = grid.contrast("any", named("m"), ["a", "b"], ["c", "d"], "geometric")
     naive = [math.sqrt(a * b) / math.sqrt(c * d) for a, b, c, d in draws.T]
-    assert found.value == pytest.approx(math.sqrt(values[0] * values[1]) / math.sqrt(values[2] * values[3]))
-    assert (found.low, found.high) == pytest.approx(tuple(np.percentile(naive, [2.5, 97.5])))
+    assert found.interval.value == pytest.approx(math.sqrt(values[0] * values[1]) / math.sqrt(values[2] * values[3]))
+    assert (found.interval.low, found.interval.high) == pytest.approx(tuple(np.percentile(naive, [2.5, 97.5])))
 
 
 def test_a_number_without_draws_is_a_constant(pretended):
     grid = pretended(a=Metric("m", 3.0, 3.0, 3.0, 9), b=Metric("m", 1.0, 0.0, 2.0, 7, draws=(0.5, 1.5)))
-    found, n, seeds = grid.contrast("any", named("m"), ["a"], ["b"])
-    assert (found.value, n, seeds) == (2.0, 7, 1)
-    assert 1.5 <= found.low < found.high <= 2.5
+    found = grid.contrast("any", named("m"), ["a"], ["b"])
+    assert (found.interval.value, found.n, found.by_seed) == (2.0, 7, (2.0,))
+    assert 1.5 <= found.interval.low < found.interval.high <= 2.5
 
 
 def test_only_seeds_count_in_which_all_pairs_are_measured(without):
     gone = name("p5", 1e-3, 0.0)
     grid = without(lambda pair, analysis: pair.name == gone and pair.seed == 0)
-    found, _, seeds = grid.contrast("behaviour", named("tuned_ft"), [gone, name("p5", 1e-4, 0.0)])
-    assert seeds == 1
-    assert found.value == pytest.approx((0.92 + 0.82) / 2)
+    found = grid.contrast("behaviour", named("tuned_ft"), [gone, name("p5", 1e-4, 0.0)])
+    assert len(found.by_seed) == 1
+    assert found.interval.value == pytest.approx((0.92 + 0.82) / 2)
 
 
 def test_an_undone_pair_is_the_users_to_mend(without):

@@ -164,7 +164,7 @@ def partly_plain(tmp_path_factory):
 
 
 def test_an_axis_that_does_not_apply_is_a_line_and_a_panel_of_its_own(partly_plain):
-    table, _ = tidy(partly_plain, View("revival", columns="prior", rows=()))
+    table, _ = tidy(partly_plain, View("revival", columns="prior", rows="reverse_rate"))
     looks = {line: look for line, look in zip(table["line"], table["look"], strict=True) if look.startswith("rank")}
     assert looks == {"100 % of texts correlated": "rank 0 of 2", "no correlation in training": "rank 1 of 2"}
     table, _ = tidy(partly_plain, View("probing", role="pt", columns="c_tr", rows="prior"))

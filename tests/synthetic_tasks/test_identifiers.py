@@ -40,7 +40,24 @@ def test_they_ask_of_the_same_strings_what_counting_a_asks(name, token, texts):
     assert (mine.answer == counting.answer).all()
     assert (mine.labels[name] == mine.labels["count_a"]).all()
     assert mine.candidates.tolist() == counting.candidates.tolist()
-    assert TASK.family(name) == name.removesuffix("_a")
+    assert TASK.family(name) == "count"  # what is asked, not how
+
+
+def test_aliases_ask_the_same_otherwise():
+    assert TASK.aliases("count_a") == ("count_j1_a", "count_j2_a")
+    assert TASK.aliases("count_j2_a") == ("count_a", "count_j1_a")
+    assert TASK.aliases("count_b") == ()
+    assert TASK.aliases("token") == ()
+    assert PLAIN.aliases("count_a") == ()
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_aliases_are_asked_on_the_same_correlated_texts(share):
+    correlation = Correlation(target="count_b", partner="count_a", offset=1, share=share)
+    mine, counting = (TASK.capability(c, correlation).examples(200, seed=1) for c in ("count_j1_a", "count_a"))
+    assert (mine.answer == counting.answer).all()
+    assert (mine.tokens != counting.tokens).any(0).nonzero().flatten().tolist() == [1]
+    assert (mine.labels["count_b"] == mine.labels["count_a"] + 1).float().mean() == share
 
 
 def test_pretraining_is_uniform_over_all_family_tokens():

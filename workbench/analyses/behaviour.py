@@ -68,7 +68,7 @@ def behaviour(pair: Pair, settings: BehaviourSettings) -> Result:
     failures: list[dict[str, Any]] = []
     chance: list[dict[str, Any]] = []
     correct: dict[tuple[str, str, float], np.ndarray] = {}
-    for capability in dict.fromkeys([pair.capability, pair.tuned_on, *pair.others]):
+    for capability in dict.fromkeys([pair.capability, pair.tuned_on, *pair.aliases, *pair.others]):
         role = role_of(pair, capability)
         for share in shares(pair, capability):
             examples = draw(pair, capability, share, n)
@@ -77,7 +77,7 @@ def behaviour(pair: Pair, settings: BehaviourSettings) -> Result:
             for name, model in models.items():
                 right = correct[name, capability, share] = correct_answers(model, examples)
                 endpoints.append({"model": name, **at, **proportion_row(right)})
-                if role != "other":
+                if role in ("pt", "ft"):
                     failures += [{"model": name, **at, **row} for row in _by_truth(right, truth_of(examples, capability))]
     weights = pd.DataFrame(_weight_change(pair.start, pair.tuned))
     weights["block"] = weights["block"].astype("Int64")

@@ -121,20 +121,21 @@ def _print(result: Result, folder: Path) -> None:
                 r["claim"],
                 r["measured"],
                 r["predicted"],
-                "" if r["why"] else f"{r['value']:.2f} [{r['low']:.2f}, {r['high']:.2f}]",
+                "" if r["agrees"] == "not measured" else f"{r['value']:.2f} [{r['low']:.2f}, {r['high']:.2f}]",
+                r["by_seed"],
                 str(r["n"]),
                 r["agrees"],
             )
             for r in table
         ]
-        print_table("Claims", ("claim", "measured", "predicted", "value [95 %]", "n", "agrees"), rows)
+        print_table("Claims", ("claim", "measured", "predicted", "value [95 %]", "by seed", "n", "agrees"), rows)
         whole: list[dict[str, Any]] = result.tables["claims"].to_dict("records")
         print_table("Agreement", ("claim", "the paper says", "agrees"), [(r["claim"], r["says"], r["agrees"]) for r in whole])
         for row in whole:
             if row["explanation"]:
                 say(f"  {row['claim']}: {row['explanation']}")
         for why in dict.fromkeys(r["why"] for r in table if r["why"]):
-            say(f"  not measured: {why}")
+            say(f"  note: {why}")
     else:
         rows = [(m.metric, f"{m.value:.3f} [{m.low:.3f}, {m.high:.3f}]", str(m.n), m.unit) for m in result.headline]
         print_table("", ("number", "value [95 %]", "n", "unit"), rows)

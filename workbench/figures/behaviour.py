@@ -20,7 +20,7 @@ def figure(result: Result) -> go.Figure:
     table, ends = result.tables["table"], result.tables["endpoints"]
     pt, ft = words.subject(result)
     source = table if len(table) else ends
-    main = keep(source, source["role"] != "other")
+    main = keep(source, source["role"].isin(["pt", "ft"]))
     shares = distinct_shares(main if len(main) else source) or [math.nan]
     titles = [words.texts(share) + (f" (C_Te = {share:g})" if math.isfinite(share) else "") for share in shares]
     fig = make_subplots(rows=1, cols=len(shares), subplot_titles=titles, shared_yaxes=True, horizontal_spacing=0.05)
@@ -74,13 +74,14 @@ def _others(
 ) -> None:
     """Abilities that fine-tuning should have left alone, from where it started (left end) to the tuned model (right end)."""
     how = STYLES["other"]
-    others = select(ends, role="other")
+    others = keep(ends, ends["role"].isin(["alias", "other"]))
     here = select(others, share=share)
     if with_plain and math.isfinite(share):
         here = pd.concat([here, select(others, share=math.nan)])
     known = distinct(others, "capability")
     for (capability, _), rows in groups(here, "capability", "share"):
-        name = f"{words.capability(str(capability))} (other ability), before and after"
+        kind = "the same asked otherwise" if first(rows, "role") == "alias" else "other ability"
+        name = f"{words.capability(str(capability))} ({kind}), before and after"
         pair = _two_steps(rows).sort_values("step")
         if len(pair) != 2:
             continue

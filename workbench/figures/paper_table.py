@@ -67,7 +67,8 @@ def figure(result: Result) -> go.Figure:
     fig.update_yaxes(
         tickvals=list(range(len(cells))), ticktext=[str(c) for c in cells], range=[len(cells) - 0.4, -0.6], zeroline=False
     )
-    subtitle = words.sample(result, int(max(values(table, "n") / values(table, "seeds"), default=0)))
+    sample = words.sample(result, int(max(values(table, "n") / values(table, "seeds"), default=0)))
+    subtitle = "; ".join(filter(None, (sample, str(result.settings.get("rates", "")))))
     top = 78 + 15 * max(map(len, titles), default=0)
     finish(fig, str(result.settings["title"]), subtitle, height=top + 70 + ROW * len(cells), top=top)
     return fig.update_layout(margin_l=20 + 6.5 * max((len(str(c)) for c in cells), default=0))

@@ -85,7 +85,7 @@ def figure(result: Result) -> go.Figure:
 def _subtitle(result: Result) -> str:
     table = result.tables["table"]
     n = int(max(values(table, "n") / values(table, "seeds"), default=0))
-    return words.sample(result, n)
+    return "; ".join(filter(None, (words.sample(result, n), str(result.settings.get("rates", "")))))
 
 
 def _look(name: str) -> Style:

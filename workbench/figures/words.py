@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 
@@ -74,6 +75,9 @@ SCORES: Mapping[str, str] = {
 
 def capability(name: str) -> str:
     """`count_a` -> `counting a`; a name that is no such phrase only loses its underscores."""
+    identified = re.fullmatch(r"(count)_(j\d)_(.+)", name)  # another family token that asks the same
+    if identified:
+        return f"counting {identified[3]} under {identified[2].upper()}"
     verb, _, rest = name.partition("_")
     phrase = {"count": "counting {}", "index": "index of {}"}.get(verb) if rest else None
     return (phrase.format(rest) if phrase else name).replace("_", " ")

@@ -1,8 +1,8 @@
 """The paper's claims about procedural tasks, each as contrasts with a threshold that was declared before looking [Jain+23 §5].
 
-A contrast holds when its whole interval lies on the predicted side of its threshold, fails when it lies on the other one, and is
-unclear when it holds the threshold. A claim agrees when all its contrasts hold, disagrees when all fail, agrees partly when
-some hold, and is unclear otherwise.
+A contrast holds when its whole interval lies on the predicted side of its threshold, fails when it lies on the other one, and
+is unclear when it holds the threshold or rests on one seed. A claim agrees when all its contrasts hold, disagrees when all
+fail, agrees partly when some hold, and is unclear otherwise.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import pandas as pd
 
 from workbench.errors import UserError
 from workbench.figures.tables import select, values
-from workbench.paper.grid import Grid, named
+from workbench.paper.grid import Contrasted, Grid, named
+from workbench.replicates import few_seeds
 from workbench.results import Metric, Result
 from workbench.statistics import Interval, Pool
 from workbench.verdict import HAS_IT, MASKED, RECOVERED, ROOM
@@ -27,6 +28,9 @@ CLEAR = 0.5
 LOW, MEDIUM, HIGH = ["low"], ["medium"], ["high"]
 
 
+Measure = Callable[[Grid], Contrasted]
+
+
 @dataclass(frozen=True)
 class Contrast:
     """One number that a claim predicts the side of."""
@@ -35,7 +39,7 @@ class Contrast:
     """What is measured, in words."""
     side: Literal["above", "below"]
     threshold: float
-    of: Callable[[Grid], tuple[Interval, int, int]]
+    of: Measure
     """The number with its interval, examples and seeds."""
 
 
@@ -52,7 +56,7 @@ class Claim:
 
 def _pairs(grid: Grid, prior: Sequence[str], rates: Sequence[str], shares: Sequence[float]) -> list[str]:
     """Pairs of the core: standard pretraining, these priors, rates and shares."""
-    return grid.where(prior=list(prior), rate_name=list(rates), share=list(shares), pretrain_steps=grid.standard_steps)
+    return grid.where(prior=list(prior), rate_name=list(rates), share=list(shares), length="standard")
 
 
 def _revived(grid: Grid, *cells: Any) -> list[str]:
@@ -72,10 +76,10 @@ def _mean(
     less: tuple[Sequence[str], Sequence[str], Sequence[float]] | None = None,
     analysis: str = "behaviour",
     pool: Pool = "mean",
-) -> Callable[[Grid], tuple[Interval, int, int]]:
+) -> Measure:
     """Mean of a headline number over cells, less (or over, geometrically) that of other cells."""
 
-    def of(grid: Grid) -> tuple[Interval, int, int]:
+    def of(grid: Grid) -> Contrasted:
         cells = _revived if analysis == "revival" else _pairs
         minus = cells(grid, *less) if less else None
         return grid.contrast(analysis, named(metric), cells(grid, prior, rates, shares), minus, pool)
@@ -85,7 +89,7 @@ def _mean(
 
 def _steps(
     plus: tuple[Sequence[str], Sequence[str], Sequence[float]], minus: tuple[Sequence[str], Sequence[str], Sequence[float]]
-) -> Callable[[Grid], tuple[Interval, int, int]]:
+) -> Measure:
     """Ratio of the steps that revival takes; a model that is there within the first point of the grid counts as that point."""
 
     def read(result: Result) -> Metric | None:
@@ -99,21 +103,30 @@ def _steps(
     return lambda grid: grid.contrast("revival", read, _revived(grid, *plus), _revived(grid, *minus), "geometric")
 
 
-def _gap(prior: Sequence[str], rates: Sequence[str], shares: Sequence[float]) -> Callable[[Grid], tuple[Interval, int, int]]:
-    """O_FT where the shortcut holds, less where it fails."""
+def _less(analysis: str, metric: str, other: str, *cells: Any) -> Measure:
+    """Mean over cells of a headline number less another one of the same result."""
 
-    def of(grid: Grid) -> tuple[Interval, int, int]:
-        def read(result: Result) -> Metric | None:
-            found = {m.metric: m for m in result.headline}
-            holds, fails = found.get("tuned_ft_correlated"), found["tuned_ft"]
-            if holds is None:
-                return None
-            draws = tuple(a - b for a, b in zip(holds.draws, fails.draws, strict=True))
-            return Metric("gap", holds.value - fails.value, 0.0, 0.0, holds.n, draws=draws)
+    def read(result: Result) -> Metric | None:
+        one, two = named(metric)(result), named(other)(result)
+        if one is None or two is None:
+            return None
+        draws = tuple(a - b for a, b in zip(one.draws, two.draws, strict=True))
+        return Metric("difference", one.value - two.value, 0.0, 0.0, one.n, draws=draws)
 
-        return grid.contrast("behaviour", read, _pairs(grid, prior, rates, shares))
+    return lambda grid: grid.contrast(analysis, read, _pairs(grid, *cells))
 
-    return of
+
+def _way(*cells: Any) -> Measure:
+    """O_FT where the shortcut fails, as a share of the way from the best guess (0) to all right (1)."""
+
+    def read(result: Result) -> Metric | None:
+        found, guess = named("tuned_ft")(result), named("chance_ft")(result)
+        if found is None or guess is None:
+            return None
+        draws = tuple((draw - guess.value) / (1 - guess.value) for draw in found.draws)
+        return Metric("way", (found.value - guess.value) / (1 - guess.value), 0.0, 0.0, found.n, draws=draws)
+
+    return lambda grid: grid.contrast("behaviour", read, _pairs(grid, *cells))
 
 
 def _along(role: str) -> Callable[[Result], Metric | None]:
@@ -133,20 +146,27 @@ def _area(
     role: str,
     plus: tuple[Sequence[str], Sequence[str], Sequence[float]],
     minus: tuple[Sequence[str], Sequence[str], Sequence[float]],
-) -> Callable[[Grid], tuple[Interval, int, int]]:
-    def of(grid: Grid) -> tuple[Interval, int, int]:
+) -> Measure:
+    def of(grid: Grid) -> Contrasted:
         return grid.contrast("behaviour", _along(role), _pairs(grid, *plus), _pairs(grid, *minus))
 
     return of
 
 
-def _least_probed(grid: Grid) -> tuple[Interval, int, int]:
-    """Share of the cells whose tuned model is probed for O_PT within `ROOM` of its base, per seed."""
+def _kept_readable(grid: Grid) -> Contrasted:
+    """Share of the cells whose tuned model is probed for O_PT within `ROOM` of its base, where a probe can tell anything."""
+    room = grid.contrast("probing", named("room_never"), _pairs(grid, *CORE))
+    if room.interval.value < ROOM:
+        raise UserError(
+            "a probe reads the answer as well from a model that never had the ability (base less that model "
+            f"{room.interval.value:.2f}, it would need {ROOM:.2f}), so that its being readable shows nothing."
+        )
 
     def read(result: Result) -> Metric | None:
-        found = {m.metric: m for m in result.headline}
-        near = float(found["tuned_probe"].value >= found["base_probe"].value - ROOM)
-        return Metric("near", near, 0.0, 1.0, found["base_probe"].n)
+        tuned, base = named("tuned_probe")(result), named("base_probe")(result)
+        if tuned is None or base is None:
+            return None
+        return Metric("near", float(tuned.value >= base.value - ROOM), 0.0, 1.0, base.n)
 
     return grid.contrast("probing", read, _pairs(grid, *CORE))
 
@@ -161,14 +181,19 @@ CLAIMS: tuple[Claim, ...] = (
                 "trained ability, correlated less uncorrelated texts, all texts correlated in training",
                 "above",
                 CLEAR,
-                _gap(LOW, EVERY_RATE, (1.0,)),
+                _less("behaviour", "tuned_ft_correlated", "tuned_ft", LOW, EVERY_RATE, (1.0,)),
             ),
-            Contrast("the same at the small rate with 80 % of texts correlated", "above", CLEAR, _gap(LOW, ("small",), (0.8,))),
             Contrast(
-                "trained ability where the shortcut fails, small rate, no text correlated",
+                "the same at the small rate with 80 % of texts correlated",
+                "above",
+                CLEAR,
+                _less("behaviour", "tuned_ft_correlated", "tuned_ft", LOW, ("small",), (0.8,)),
+            ),
+            Contrast(
+                "trained ability where the shortcut fails, of the way from the best guess, small rate, no text correlated",
                 "below",
                 HAS_IT,
-                _mean("tuned_ft", LOW, ("small",), (0.0,)),
+                _way(LOW, ("small",), (0.0,)),
             ),
         ),
         "The small rate here is 1/30 of the pretraining rate, the paper's 1/1000. At 1/300 (the very small rate in "
@@ -180,13 +205,13 @@ CLAIMS: tuple[Claim, ...] = (
         "With a high or medium prior the shortcut is avoided unless every training text is correlated.",
         (
             Contrast(
-                "trained ability where the shortcut fails, at most 80 % of texts correlated",
+                "trained ability where the shortcut fails, of the way from the best guess, 50 or 80 % of texts correlated",
                 "above",
                 HAS_IT,
-                _mean("tuned_ft", [*MEDIUM, *HIGH], EVERY_RATE, (0.5, 0.8)),
+                _way([*MEDIUM, *HIGH], EVERY_RATE, (0.5, 0.8)),
             ),
             Contrast(
-                "the same less that with all texts correlated",
+                "its accuracy less that with all texts correlated",
                 "above",
                 ROOM,
                 _mean("tuned_ft", [*MEDIUM, *HIGH], EVERY_RATE, (0.5, 0.8), ([*MEDIUM, *HIGH], EVERY_RATE, (1.0,))),
@@ -244,16 +269,22 @@ CLAIMS: tuple[Claim, ...] = (
                 "gain over random neurons there", "above", 0.0, _mean("gain", LOW, ("small",), (1.0,), analysis="pruning")
             ),
             Contrast(
-                "trained ability (correlated texts) after pruning there",
-                "below",
-                1 - ROOM,
-                _mean("pruned_ft_correlated", LOW, ("small",), (1.0,), analysis="pruning"),
+                "fall of the trained ability (correlated texts) by pruning there",
+                "above",
+                ROOM,
+                _less("pruning", "unpruned_ft_correlated", "pruned_ft_correlated", LOW, ("small",), (1.0,)),
             ),
             Contrast(
-                "recovered share at the large rate, all less no texts correlated",
+                "share of the loss that pruning recovers, larger rates, all texts correlated",
                 "above",
-                0.0,
-                _mean("recovered", LOW, ("large",), (1.0,), (LOW, ("large",), (0.0,)), analysis="pruning"),
+                RECOVERED,
+                _mean("recovered", LOW, ("large", "medium"), (1.0,), analysis="pruning"),
+            ),
+            Contrast(
+                "the same where fewer texts were correlated",
+                "below",
+                RECOVERED,
+                _mean("recovered", LOW, ("large", "medium"), (0.0, 0.5, 0.8), analysis="pruning"),
             ),
         ),
     ),
@@ -261,18 +292,12 @@ CLAIMS: tuple[Claim, ...] = (
         "probing",
         "The pretraining answer stays linearly readable in most cells, and is destroyed at the large rate with a low prior.",
         (
-            Contrast("share of cells probed within .10 of their base", "above", 0.5, _least_probed),
+            Contrast("share of cells probed within .10 of their base", "above", 0.5, _kept_readable),
             Contrast(
                 "probe of the tuned less the base model, large rate, low prior, no text correlated",
                 "below",
                 -ROOM,
-                lambda grid: grid.contrast("probing", _probes("base"), _pairs(grid, LOW, ("large",), (0.0,))),
-            ),
-            Contrast(
-                "probe of the tuned model less that of one that never had the ability, all cells (a control of ours)",
-                "above",
-                ROOM,
-                lambda grid: grid.contrast("probing", _probes("never"), _pairs(grid, *CORE)),
+                _less("probing", "tuned_probe", "base_probe", LOW, ("large",), (0.0,)),
             ),
         ),
         "A probe reads the count from any trained model of this size, from one that was never asked for it nearly as well: "
@@ -302,31 +327,14 @@ CLAIMS: tuple[Claim, ...] = (
                 _steps((LOW, EVERY_RATE, (1.0,)), (LOW, EVERY_RATE, (0.0,))),
             ),
         ),
-        "With the high prior the operand is seen half as often, and under seed 1 pretraining ends with 83 % of its answers "
-        "right: revival to 95 % then takes the model beyond its base. Under seed 0, whose base has the ability, the high prior "
-        "takes fewer steps. More seeds (`--seeds 0-4`) decide.",
     ),
 )
 
 
-def _probes(other: str) -> Callable[[Result], Metric | None]:
-    """Probe of the tuned model less that of another one."""
-
-    def read(result: Result) -> Metric | None:
-        found = {m.metric: m for m in result.headline}
-        tuned, than = found["tuned_probe"], found.get(f"{other}_probe")
-        if than is None:
-            return None
-        draws = tuple(a - b for a, b in zip(tuned.draws, than.draws, strict=True))
-        return Metric("change", tuned.value - than.value, 0.0, 0.0, than.n, draws=draws)
-
-    return read
-
-
-def outcome(interval: Interval, side: str, threshold: float) -> Agreement:
-    """Whether a number lies on the predicted side of its threshold, its whole interval considered."""
-    above, below = interval.low > threshold, interval.high < threshold
-    if not above and not below:
+def outcome(found: Contrasted, side: str, threshold: float) -> Agreement:
+    """Whether a number lies on the predicted side of its threshold, its whole interval considered; never under one seed."""
+    above, below = found.interval.low > threshold, found.interval.high < threshold
+    if not (above or below) or len(found.by_seed) < 2:
         return "unclear"
     return "yes" if above == (side == "above") else "no"
 
@@ -342,19 +350,26 @@ def agreement(outcomes: Sequence[Agreement]) -> Agreement:
 
 
 def _measured(contrast: Contrast, grid: Grid) -> dict[str, Any]:
-    """The columns of a contrast that was tried; `why` says what kept it from being measured."""
+    """The columns of a contrast that was tried; `why` says what kept it, or some of its seeds, from being measured."""
     try:
-        interval, n, seeds = contrast.of(grid)
-        why = (
-            ""
-            if math.isfinite(interval.value)
-            else "not defined in one of the cells, as a share of a loss is where nothing is lost"
-        )
+        found = contrast.of(grid)
     except UserError as error:
-        interval, n, seeds, why = Interval(math.nan, math.nan, math.nan), 0, 0, str(error)
-    agrees = "not measured" if why else outcome(interval, contrast.side, contrast.threshold)
-    numbers = {"value": interval.value, "low": interval.low, "high": interval.high, "n": n, "seeds": seeds}
-    return {**numbers, "agrees": agrees, "why": why}
+        found = Contrasted(Interval(math.nan, math.nan, math.nan), 0, (), (str(error),))
+    value, low, high = found.interval.value, found.interval.low, found.interval.high
+    why = " ".join(found.left_out)
+    if found.by_seed and not math.isfinite(value):
+        why = "not defined in one of the cells, as a share of a loss is where nothing is lost"
+    agrees = outcome(found, contrast.side, contrast.threshold) if math.isfinite(value) else "not measured"
+    return {
+        "value": value,
+        "low": low,
+        "high": high,
+        "n": found.n,
+        "seeds": len(found.by_seed),
+        "by_seed": ", ".join(f"{one:.2f}" for one in found.by_seed),
+        "agrees": agrees,
+        "why": why,
+    }
 
 
 def judge(grid: Grid, claims: Sequence[Claim] = CLAIMS) -> Result:
@@ -379,7 +394,10 @@ def judge(grid: Grid, claims: Sequence[Claim] = CLAIMS) -> Result:
         Metric(f"{r['claim']}: {r['measured']}", r["value"], r["low"], r["high"], r["n"], seeds=r["seeds"]) for r in rows
     )
     limits = (
-        "Thresholds were declared before looking; a number whose interval crosses its threshold is unclear.",
+        "Thresholds were declared before looking; a number whose interval crosses its threshold is unclear, and so is one of "
+        "a single seed.",
+        "Which numbers stand for the claims on pruning and probing was made stricter once after a first look.",
+        *few_seeds(max((row["seeds"] for row in rows), default=0)),
         "The interval along fine-tuning is that over seeds alone, not over examples.",
         "An arm that did not arrive counts with the steps of its whole budget.",
     )

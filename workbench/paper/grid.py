@@ -15,16 +15,31 @@ from workbench.errors import UserError
 from workbench.results import Metric, Result
 from workbench.statistics import Interval, Pool, hierarchical
 from workbench.studies.handle import Study
+from workbench.verdict import REVIVED_AT
 
 Scale = Literal["cpu", "paper"]
 RATES = ("large", "medium", "small", "very small")
 """Fine-tuning rates of a study, from the largest on [Jain+23 §5]."""
+ONLY = "the only"
+"""Name of the rate of a study that has no other."""
 PRIORS: Mapping[Scale, Mapping[str | float, float]] = {
     "cpu": {"low": 0.99, "medium": 0.9, "high": 0.5},
     "paper": {"low": 0.999, "medium": 0.9, "high": 0.5},
 }
 """P_T(a) of the pretraining operand, named by the prior of the operand that is fine-tuned on."""
-AXES = ("pair", "rate", "rate_name", "prior", "share", "pretrain_steps", "pretraining_share", "protocol")
+AXES = ("pair", "rate", "rate_name", "prior", "share", "pretrain_steps", "length", "pretraining_share", "protocol")
+
+
+@dataclass(frozen=True)
+class Contrasted:
+    """A number over pairs and seeds, perhaps compared with that of other pairs."""
+
+    interval: Interval
+    n: int
+    """Examples behind one value."""
+    by_seed: tuple[float, ...]
+    left_out: tuple[str, ...] = ()
+    """Why seeds are left out, a sentence each."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +57,8 @@ class Grid:
         """One row per pair with the columns `AXES`; NaN where an axis does not apply.
 
         `prior` is the share of pretraining prompts of its family that ask for the ability that may be lost, `share` C_Tr,
-        `rate` that of fine-tuning, `pretraining_share` that of pretraining data mixed in.
+        `rate` that of fine-tuning, `pretraining_share` that of pretraining data mixed in, `length` of pretraining is
+        `standard` where most pairs of the same prior have it, the longest of several, else `shorter` or `longer`.
         """
         spec = self.study.spec
         plans = {plan.name: plan for plan in self.study.plan.pairs}
@@ -57,7 +73,7 @@ class Grid:
                 {
                     "pair": name,
                     "rate": tuned.lr,
-                    "rate_name": "the only" if len(rates) == 1 else RATES[place] if place < len(RATES) else f"{tuned.lr:g}",
+                    "rate_name": ONLY if len(rates) == 1 else RATES[place] if place < len(RATES) else f"{tuned.lr:g}",
                     "prior": float(prior.get(operand, math.nan)),
                     "share": float(tuned.correlation.share) if tuned.correlation else math.nan,
                     "pretrain_steps": base.steps,
@@ -65,12 +81,19 @@ class Grid:
                     "protocol": tuned.protocol,
                 }
             )
-        return pd.DataFrame(rows, columns=list(AXES))
+        table = pd.DataFrame(rows, columns=list(AXES))
+        standard = table.groupby("prior", dropna=False)["pretrain_steps"].transform(lambda steps: steps.mode().iloc[-1])
+        table["length"] = np.select(
+            [table["pretrain_steps"] < standard, table["pretrain_steps"] > standard], ["shorter", "longer"], "standard"
+        )
+        return table
 
-    @property
-    def standard_steps(self) -> int:
-        """Length of pretraining of most pairs, the longer one where two are as frequent; other lengths are variations of it."""
-        return int(self.axes["pretrain_steps"].mode().iloc[-1])
+    def rates(self, pairs: Iterable[str]) -> str:
+        """The fine-tuning rates of these pairs in words: names are ranks within a study, numbers are not."""
+        wanted = set(pairs)
+        known = {row["rate"]: row["rate_name"] for row in self.axes.to_dict("records") if row["pair"] in wanted}
+        said = [f"{rate:g}" if known[rate] == ONLY else f"{known[rate]} {rate:g}" for rate in sorted(known, reverse=True)]
+        return f"fine-tuning rate{'' if len(said) == 1 else 's'} {', '.join(said)}"
 
     def where(self, **equal: Any) -> list[str]:
         """Names of the pairs whose axes have these values; any of a sequence of values; priors may be called as in `PRIORS`."""
@@ -108,38 +131,55 @@ class Grid:
         plus: Sequence[str],
         minus: Sequence[str] | None = None,
         pool: Pool = "mean",
-    ) -> tuple[Interval, int, int]:
+    ) -> Contrasted:
         """Mean of a headline number over the pairs `plus`, less that over `minus` where given, with its interval over seeds.
 
         Draws of one seed resample the same examples in all pairs, so that the difference is paired. With a geometric pool
-        it is the ratio of geometric means.
-
-        Returns:
-            The number with its interval, the examples behind one value, and the number of seeds.
+        it is the ratio of geometric means. A seed is left out where a base does not have the ability that may be lost
+        (`REVIVED_AT`): nothing can be lost there, or brought back.
 
         Raises:
             UserError: no seed has all of these pairs measured, or the study has no pair on one of the sides.
         """
         if not plus or (minus is not None and not minus):
             raise UserError(f"the study {self.study.name!r} has no pairs of the kind that is compared; compare others.")
+        names = [*plus, *(minus or ())]
         values: list[float] = []
         draws: list[np.ndarray] = []
+        left_out: list[str] = []
         n = 0
         for seed in self.study.spec.seeds:
-            found = [[self._metric(name, analysis, read, seed) for name in names] for names in (plus, minus or ())]
+            found = [[self._metric(name, analysis, read, seed) for name in side] for side in (plus, minus or ())]
             if any(metric is None for side in found for metric in side):
+                continue
+            lacking = self._lacking(names, seed)
+            if lacking:
+                left_out.append(lacking)
                 continue
             sides = [_mean([m for m in side if m is not None], pool) for side in found]
             (value, sample), (other, others) = sides[0], sides[1] if minus else (0.0 if pool == "mean" else 1.0, None)
-            joined = sample if others is None else sample - others if pool == "mean" else sample / others
+            joined = sample if others is None else (sample - others if pool == "mean" else sample / others)
             values.append(value - other if pool == "mean" else value / other)
             draws.append(joined)
             n = min(m.n for side in found for m in side if m is not None)
         if not values:
-            names = [*plus, *(minus or ())]
+            if left_out:
+                raise UserError(" ".join(left_out))
             more = f" and {len(names) - 3} more pairs" if len(names) > 3 else ""
             raise UserError(f"{analysis} of {'; '.join(names[:3])}{more} is not done for any seed; run the study first.")
-        return hierarchical(draws, pool, values=values), n, len(values)
+        return Contrasted(hierarchical(draws, pool, values=values), n, tuple(values), tuple(left_out))
+
+    def _lacking(self, names: Sequence[str], seed: int) -> str:
+        """What to say of a seed under which the base of a pair lacks the ability; empty when all have it."""
+        for name in names:
+            behaviour = self._result(name, "behaviour", seed)
+            base = named("base_pt")(behaviour) if behaviour else None
+            if base is not None and base.value < REVIVED_AT:
+                return (
+                    f"seed {seed} is left out: the base of {name} has the ability in {base.value:.2f} of the texts, "
+                    f"it would need {REVIVED_AT:.2f}; pretrain longer."
+                )
+        return ""
 
     def _metric(self, pair: str, analysis: str, read: Callable[[Result], Metric | None], seed: int) -> Metric | None:
         result = self._result(pair, analysis, seed)

@@ -81,21 +81,21 @@ def _view(entry: Reproduction, view: View, grid: Grid) -> Result:
         tables,
         tuple(headline),
         limits=tuple(limits),
-        settings={"x": X_AXES[view.reads]},
+        settings={"x": X_AXES[view.reads], "rates": grid.rates(view.pairs(grid))},
         provenance={"seeds": grid.seeds(view.analysis, view.pairs(grid))},
     )
 
 
-def _as_long(grid: Grid, table: str) -> list[int]:
-    """Lengths of pretraining that stand for that of a printed table.
+def _as_long(grid: Grid, table: str) -> dict[str, object]:
+    """Which pairs' length of pretraining stands for that of a printed table.
 
     At the paper's scale its own. Else the standard length stands for the longest, and all that are shorter for a shorter one.
     """
-    printed, standard = published.pretrain_steps(table), grid.standard_steps
+    printed = published.pretrain_steps(table)
     if grid.scale == "paper":
-        return [printed]
+        return {"pretrain_steps": printed}
     longest = max(published.pretrain_steps(name) for name in published.names() if name.endswith("K"))
-    return [standard] if printed == longest else sorted({int(s) for s in grid.axes["pretrain_steps"] if s < standard})
+    return {"length": "standard" if printed == longest else "shorter"}
 
 
 def _marks(entry: Reproduction, view: View, grid: Grid, table: pd.DataFrame) -> pd.DataFrame:
@@ -106,7 +106,7 @@ def _marks(entry: Reproduction, view: View, grid: Grid, table: pd.DataFrame) -> 
     printed = published.accuracies(entry.published)
     printed = keep(printed, (printed["its"] == 10_000) & (printed["role"] == view.role))
     nearest = _nearest(grid)
-    wanted = set(view.pairs(grid)) & set(grid.where(prior=list(nearest), pretrain_steps=_as_long(grid, entry.published)))
+    wanted = set(view.pairs(grid)) & set(grid.where(prior=list(nearest), **_as_long(grid, entry.published)))
     rows: list[dict[str, Any]] = []
     for axes in grid.axes.to_dict("records"):
         if axes["pair"] not in wanted:
@@ -129,7 +129,7 @@ def _nearest(grid: Grid) -> dict[float, float]:
 def _table(entry: Reproduction, wanted: Table, grid: Grid) -> Result:
     """Final accuracies of every cell at both C_Te, ours and the printed ones."""
     compiled = wanted.published.startswith("table3")
-    pairs = grid.where() if compiled else grid.where(pretrain_steps=_as_long(grid, wanted.published))
+    pairs = grid.where() if compiled else grid.where(**_as_long(grid, wanted.published))
     ends = grid.stacked("behaviour", "endpoints", pairs)
     if ends.empty:
         raise _missing(entry, grid.study)
@@ -192,7 +192,8 @@ def _table(entry: Reproduction, wanted: Table, grid: Grid) -> Result:
         "A cell stands beside the paper's of the same share and rank of rate, and of the prior nearest in kind.",
     )
     provenance = {"seeds": grid.seeds("behaviour", pairs)}
-    return Result("paper_table", {"table": table}, tuple(metrics), limits=limits, provenance=provenance)
+    settings = {"rates": grid.rates(pairs)}
+    return Result("paper_table", {"table": table}, tuple(metrics), limits=limits, provenance=provenance, settings=settings)
 
 
 def _of_pair(entry: Reproduction, wanted: OfPair, grid: Grid) -> Result:

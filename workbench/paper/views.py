@@ -15,7 +15,7 @@ import pandas as pd
 
 from workbench.figures import words
 from workbench.figures.tables import keep, select
-from workbench.paper.grid import RATES, Grid
+from workbench.paper.grid import ONLY, RATES, Grid
 from workbench.verdict import REVIVED_AT
 
 TIDY = ("column", "row", "line", "look", "x", "value", "low", "high", "n", "seeds")
@@ -49,8 +49,8 @@ class View:
     def pairs(self, grid: Grid) -> list[str]:
         """Names of the pairs that are shown: of standard pretraining, where its length is neither an axis nor chosen."""
         where = dict(self.where)
-        if "pretrain_steps" not in (*where, *self.panels, self.lines):
-            where["pretrain_steps"] = grid.standard_steps
+        if not {"pretrain_steps", "length"} & {*where, *self.panels, self.lines}:
+            where["length"] = "standard"
         return grid.where(**where)
 
 
@@ -59,9 +59,15 @@ def _names(axes: str | tuple[str, ...]) -> tuple[str, ...]:
 
 
 def tidy(grid: Grid, view: View) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The table of a view and its reference levels (columns `LEVELS`), both empty where nothing is done."""
+    """The table of a view and its reference levels (columns `LEVELS`), both empty where nothing is done.
+
+    Raises:
+        ValueError: the pairs differ in something that is no axis of the view.
+    """
     table, levels = _READERS[view.reads](grid, view, view.pairs(grid))
     if len(table):
+        if table.duplicated(["column", "row", "line", "x"]).any():
+            raise ValueError(f"{view} joins several pairs in one line; make what they differ in an axis")
         # Panels in the order of their axes; within a panel lines stay as they came, controls first.
         table = table.sort_values(view.panels, key=_in_order, kind="stable") if view.panels else table
     return table.reindex(columns=list(TIDY)).reset_index(drop=True), levels.reindex(columns=list(LEVELS))
@@ -99,7 +105,7 @@ def _said(axis: str, value: Any) -> str:
         return "no correlation in training" if axis == "c_tr" else ""
     formats: dict[str, Callable[[Any], str]] = {
         "prior": lambda v: f"pretraining prior {v:g}",
-        "rate_name": lambda v: f"{v} rate",
+        "rate_name": lambda v: "" if v == ONLY else f"{v} rate",
         "rate": lambda v: f"rate {v:g}",
         "c_tr": lambda v: f"{100 * v:g} % of texts correlated",
         "pretrain_steps": lambda v: f"{v:,} pretraining steps",

@@ -50,7 +50,7 @@ def claims(result: Result) -> None:
             rows = [_row(contrast) for contrast in contrasts]
             st.dataframe(rows, hide_index=True, key=f"claim-{claim['claim']}", alt=f"Contrasts of claim {claim['claim']}")
             for why in dict.fromkeys(contrast["why"] for contrast in contrasts if contrast["why"]):
-                st.caption(parts.plain(f"Not measured: {why}"))
+                st.caption(parts.plain(f"Note: {why}"))
             if claim["explanation"]:
                 st.caption(parts.plain(claim["explanation"]))
 
@@ -64,7 +64,7 @@ def _row(row: dict[Any, Any]) -> dict[str, Any]:
         "predicted": row["predicted"],
         "value [95 %]": value,
         "n": row["n"],
-        "seeds": row["seeds"],
+        "by seed": row["by_seed"],
         "agrees": row["agrees"],
     }
 
