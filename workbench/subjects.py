@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -111,8 +111,8 @@ class Pair:
     @property
     def aliases(self) -> tuple[str, ...]:
         """Capabilities that ask for the one that may be lost under another identifier; most tasks have none."""
-        find = getattr(self.task, "aliases", None)
-        return tuple(find(self.capability)) if callable(find) else ()
+        find: Callable[[str], tuple[str, ...]] | None = getattr(self.task, "aliases", None)
+        return find(self.capability) if find else ()
 
     @property
     def others(self) -> tuple[str, ...]:

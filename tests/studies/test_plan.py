@@ -201,6 +201,17 @@ def test_controls_are_what_their_names_say():
     blind = {**body()["pretrain"]["base"], "operand_prior": {"b": 1.0}}
     with pytest.raises(UserError, match=r"pretrain\.base: its data never ask for 'count_a', which wrapped may lose"):
         planned(pretrain={**body()["pretrain"], "base": blind})
+    with pytest.raises(UserError, match=r"pretrain\.base: its data never ask for 'count_a', which wrapped may lose"):
+        planned(pretrain={**body()["pretrain"], "base": blind}, revive=None, analyses=[])
+
+
+def test_an_ability_that_was_never_asked_for_has_no_shortcut():
+    """A prior that gives the operand of O_FT no mass, with a correlation, is an impossible cell; without one it is teaching."""
+    only_a = {**body()["pretrain"], "base": {**body()["pretrain"]["base"], "operand_prior": {"a": 1.0}}}
+    with pytest.raises(UserError, match=r"pretrain\.base: its data never ask for 'count_b', which wrapped trains with a corr"):
+        planned(pretrain=only_a)
+    plain = {k: v for k, v in body()["finetune"]["wrapped"].items() if k != "correlation"}
+    assert planned(pretrain=only_a, finetune={"wrapped": plain}).stages
 
 
 def test_the_pair_of_an_analysis_names_its_models():
@@ -253,7 +264,7 @@ def test_a_change_reaches_the_stage_and_its_descendants_alone(path):
         ("pretrain.base.clip", 2.0),
         ("pretrain.base.schedule", {"kind": "constant"}),
         ("pretrain.base.optimizer", {"weight_decay": 0.1}),
-        ("pretrain.base.operand_prior", {"a": 1.0}),
+        ("pretrain.base.operand_prior", {"a": 0.9, "b": 0.1}),
         ("pretrain.base.balanced_fraction", 0.25),
         ("pretrain.base.precision", "bf16"),
         ("model.mlp_width", 24),
@@ -261,7 +272,6 @@ def test_a_change_reaches_the_stage_and_its_descendants_alone(path):
         ("evaluation.examples", 17),
         ("finetune.wrapped.correlation.share", 0.5),
         ("finetune.wrapped.correlation.offset", -1),
-        ("finetune.wrapped.capability", "count_c"),
         ("finetune.wrapped.from", "never_had_it"),
         ("revive.stop", {"accuracy": 0.9}),
         ("analyses", {"revival": {}, "pruning": {"n": 32}}),
@@ -272,6 +282,17 @@ def test_no_setting_is_left_out_of_the_keys(path, value):
     before, after = planned(), changed(path, value)
     assert {s.key for s in after.stages} - {s.key for s in before.stages}
     assert before.pairs[0].analyses["revival"].key != after.pairs[0].analyses["revival"].key or path == "analyses"
+
+
+def test_the_trained_ability_is_part_of_the_keys():
+    base = {**body()["pretrain"]["base"], "operand_prior": {"a": 0.98, "b": 0.01, "c": 0.01}}
+    tuned = body()["finetune"]["wrapped"]
+    b, c = (
+        planned(pretrain={**body()["pretrain"], "base": base}, finetune={"wrapped": {**tuned, "capability": name}})
+        for name in ("count_b", "count_c")
+    )
+    assert {s.key for s in c.stages} - {s.key for s in b.stages}
+    assert b.pairs[0].analyses["revival"].key != c.pairs[0].analyses["revival"].key
 
 
 @settings(max_examples=15, deadline=None)

@@ -181,7 +181,7 @@ class _Builder:
     def pair(self, name: str, tuned_spec: FinetuneSpec, seed: int, pretrained: Mapping[str, Stage]) -> PairPlan:
         correlation = _correlation(tuned_spec)
         kept, base = _kept(self.spec, tuned_spec), self.spec.reference(name)
-        self.check(name, kept, base, correlation)
+        self.check(name, kept, base, tuned_spec, correlation)
         settings = {"capability": tuned_spec.capability, **tuned_spec.protocol_settings}
         if tuned_spec.correlation:
             settings["correlation"] = tuned_spec.correlation.model_dump(by_alias=True)
@@ -219,16 +219,27 @@ class _Builder:
         }
         return replace(planned, analyses=made)
 
-    def check(self, name: str, kept: str, base: str, correlation: Correlation | None) -> None:
+    def check(self, name: str, kept: str, base: str, tuned: FinetuneSpec, correlation: Correlation | None) -> None:
         """Ask the task for what the pair needs, so that impossible cells are refused by name before anything runs."""
         try:
             for share in (0.0, 1.0):
                 self.task.capability(kept, correlation.at(share) if correlation else None)
         except UserError as error:
             raise UserError(f"finetune.{name}: {error}") from error
-        if name in self.spec.revived and unrestricted(kept) not in self.asked[base]:
+        may_lose = kept != tuned.capability or name in self.spec.revived
+        if may_lose and unrestricted(kept) not in self.asked[base]:
             raise UserError(
                 f"pretrain.{base}: its data never ask for {kept!r}, which {name} may lose; "
+                "give its operand a share of the operand_prior"
+            )
+        # Without a correlation a new ability is taught, which is a study of its own; a shortcut needs one that is asked for.
+        if (
+            correlation
+            and self.spec.pretrain[tuned.start].compiled is None
+            and unrestricted(tuned.capability) not in self.asked[tuned.start]
+        ):
+            raise UserError(
+                f"pretrain.{tuned.start}: its data never ask for {tuned.capability!r}, which {name} trains with a correlation; "
                 "give its operand a share of the operand_prior"
             )
 
