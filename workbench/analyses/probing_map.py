@@ -127,7 +127,7 @@ def _labels(pair: Question, settings: ProbingMapSettings) -> list[str]:
     found: list[str] = []
     for target in targets:
         if target not in general and target not in known:
-            known_names = (*TARGETS, *examples.labels)
+            known_names = {*TARGETS, *examples.labels}
             raise UserError(f"probing_map: there is no label {target!r} to read{did_you_mean(target, known_names)}")
         found += [name for name in general.get(target, [target]) if name in known]
     if not found:
