@@ -12,7 +12,7 @@ from workbench.models.fingerprint import weights_sha256
 from workbench.models.spec import ModelSpec
 from workbench.protocols import load_task
 from workbench.results import Metric, Result
-from workbench.subjects import Pair
+from workbench.subjects import Pair, Question
 
 
 class Inner(Settings):
@@ -69,7 +69,7 @@ def test_an_analysis_keeps_its_name_and_its_words():
         ({"top": 0}, "probe: top is 0: Input should be greater than or equal to 1."),
         ({"top": "many"}, "probe: top is 'many': Input should be a valid integer"),
         ({"inner": {"depth": "x"}}, "probe: inner.depth is 'x'"),
-        ({"score": "none"}, "score 'none' scores nothing."),
+        ({"score": "none"}, "probe: score 'none' scores nothing."),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_with_the_fix(pair, given, says):
@@ -82,6 +82,28 @@ def test_settings_are_checked_before_any_model_is_loaded(pair):
     (pair.base_path / "config.json").unlink()
     with pytest.raises(UserError, match="no setting"):
         probe(pair, topp=3)
+
+
+def test_a_check_refuses_what_the_settings_alone_allow_and_sees_no_model():
+    seen = []
+
+    def fits(settings, question, blocks):
+        seen.append((settings.top, question.capability, blocks))
+        if settings.top > blocks:
+            raise UserError(f"shallow: top is {settings.top}, but there are {blocks} blocks; lower it.")
+
+    @analysis(version=1, check=fits)
+    def shallow(subject: Pair, settings: ProbeSettings) -> Result:
+        raise AssertionError("a check runs nothing")
+
+    question = Question("wrapped", 3, load_task({"kind": "pcfg", "families": ["count"]}), "count_a", "count_b", None)
+    shallow.check({"top": 2}, question, 2)
+    with pytest.raises(UserError, match="top is 3, but there are 2 blocks; lower it"):
+        shallow.check({}, question, 2)  # the default is 3
+    assert seen == [(2, "count_a", 2), (3, "count_a", 2)]
+    with pytest.raises(UserError, match="shallow has no setting 'topp'"):
+        shallow.check({"topp": 2}, question, 2)
+    probe.check({"top": 99}, question, 2)  # without a check the settings are all there is
 
 
 def test_the_result_says_where_it_comes_from(pair):

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from workbench.errors import UserError, did_you_mean
 from workbench.results import Result
-from workbench.subjects import Pair
+from workbench.subjects import Pair, Question
 
 S = TypeVar("S", bound="Settings")
 
@@ -25,8 +25,15 @@ class Settings(BaseModel):
 class Analysis(Generic[S]):
     """A decorated analysis: call it with a subject and settings by name."""
 
-    def __init__(self, function: Callable[[Pair, S], Result], schema: type[S], version: int, paper: str) -> None:
-        self.function, self.schema, self.version, self.paper = function, schema, version, paper
+    def __init__(
+        self,
+        function: Callable[[Pair, S], Result],
+        schema: type[S],
+        version: int,
+        paper: str,
+        check: Callable[[S, Question, int], None] | None = None,
+    ) -> None:
+        self.function, self.schema, self.version, self.paper, self.fits = function, schema, version, paper, check
         self.__name__, self.__doc__, self.__module__ = function.__name__, function.__doc__, function.__module__
 
     def settings(self, values: Mapping[str, Any]) -> S:
@@ -44,9 +51,24 @@ class Analysis(Generic[S]):
                 raise UserError(
                     f"{self.__name__} has no setting {name!r}{did_you_mean(name, self.schema.model_fields)}"
                 ) from error
-            raise UserError(
-                f"{self.__name__}: {name} is {first['input']!r}: {first['msg'].removeprefix('Value error, ')}."
-            ) from error
+            message = first["msg"].removeprefix("Value error, ")
+            given = f"{name} is {first['input']!r}: " if name else ""  # what concerns several settings names them itself
+            raise UserError(f"{self.__name__}: {given}{message}.") from error
+
+    def check(self, values: Mapping[str, Any], question: Question, blocks: int) -> None:
+        """Refuse settings that this analysis could not honour on a pair that is yet to be trained.
+
+        Args:
+            values: settings as plain data.
+            question: what the pair will be asked.
+            blocks: number of blocks of its models.
+
+        Raises:
+            UserError: as `settings`, or what is asked for is not in such models or such a task.
+        """
+        settings = self.settings(values)
+        if self.fits is not None:
+            self.fits(settings, question, blocks)
 
     def __call__(self, subject: Pair, **values: Any) -> Result:
         """Run on a subject.
@@ -81,18 +103,25 @@ class Analysis(Generic[S]):
 
 
 def analysis(
-    *, version: int, paper: str = "", needs: tuple[str, ...] = (), passes: int = 60
+    *,
+    version: int,
+    paper: str = "",
+    needs: tuple[str, ...] = (),
+    passes: int = 60,
+    check: Callable[[S, Question, int], None] | None = None,
 ) -> Callable[[Callable[[Pair, S], Result]], Analysis[S]]:
-    """Declare an analysis; the arguments are literals, since the registry reads them without importing the module.
+    """Declare an analysis; all arguments but `check` are literals, since the registry reads them without importing the module.
 
     `version` is raised when the same subject and settings would give other numbers. `needs` names parts of the pair
     that must be ready: `arms`. `passes` says about how many forward passes over a test set it costs, for a plan's estimate.
+    `check(settings, question, blocks)` raises `UserError` on settings that no pair with that question and number of blocks
+    can honour, so that a plan refuses them before anything is trained.
     """
     del needs, passes  # read by the registry, from the source
 
     def declare(function: Callable[[Pair, S], Result]) -> Analysis[S]:
         from typing import get_type_hints
 
-        return Analysis(function, get_type_hints(function)["settings"], version, paper)
+        return Analysis(function, get_type_hints(function)["settings"], version, paper, check)
 
     return declare

@@ -15,7 +15,7 @@ from workbench.models.forward import accuracy, evaluate
 from workbench.results import Metric
 from workbench.seeds import stream
 from workbench.statistics import bootstrap_mean, paired_difference, wilson
-from workbench.subjects import Pair
+from workbench.subjects import Pair, Question
 
 DRAWS = 400
 PLAIN = math.nan
@@ -73,13 +73,13 @@ def floors(pair: Pair, examples: Examples) -> dict[str, float]:
     return {kind: value for kind, value in examples.chance.items() if concerns(kind)}
 
 
-def shares(pair: Pair, capability: str) -> tuple[float, ...]:
+def shares(pair: Question, capability: str) -> tuple[float, ...]:
     """The C_Te at which a capability has test sets: 0 and 1 where the correlation speaks of its family, else plain texts."""
     related = pair.correlation is not None and pair.task.family(capability) == pair.task.family(pair.correlation.target)
     return (0.0, 1.0) if related else (PLAIN,)
 
 
-def draw(pair: Pair, capability: str, share: float, n: int, split: str = "test") -> Examples:
+def draw(pair: Question, capability: str, share: float, n: int, split: str = "test") -> Examples:
     """Examples at C_Te = `share`, which may be `PLAIN`."""
     return pair.examples(capability, share=0.0 if math.isnan(share) else share, n=n, split=split)
 

@@ -1,7 +1,7 @@
 """What there is to run: analyses, curvature instruments and labs, found by looking at files; listing them imports nothing.
 
 A registered module `<package>/<name>.py` defines a function of its own name, decorated with `@analysis(...)`. The
-first line of its docstring is its summary; the literal arguments of the decorator are its facts.
+first line of its docstring is its summary; the arguments of the decorator are its facts, literals all but `check`.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def _describe(path: Path, package: str) -> Entry | None:
         if isinstance(node, ast.FunctionDef) and node.name == path.stem:
             for call in node.decorator_list:
                 if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "analysis":
-                    facts = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg}
+                    facts = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg and k.arg != "check"}
                     return Entry(
                         name=path.stem,
                         module=f"{package}.{path.stem}",

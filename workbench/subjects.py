@@ -36,11 +36,10 @@ class Trajectory:
 
 
 @dataclass(frozen=True)
-class Pair:
-    """A base and a tuned model that are held against each other on one ability.
+class Question:
+    """What a pair is asked; it is known before there are any models.
 
-    `capability` (O_PT) is the ability that may have been lost, `tuned_on` (O_FT) the one that was trained. Models are
-    loaded when first asked for and kept as long as the pair is.
+    `capability` (O_PT) is the ability that may have been lost, `tuned_on` (O_FT) the one that was trained.
     """
 
     name: str
@@ -49,6 +48,42 @@ class Pair:
     capability: str
     tuned_on: str
     correlation: Correlation | None
+    n: int = field(default=1000, kw_only=True)
+    """Examples per test set."""
+
+    def examples(self, capability: str, *, share: float = 0.0, n: int | None = None, split: str = "test") -> Examples:
+        """Examples of a capability on this pair's texts at C_Te = `share`; splits are independent streams.
+
+        For every capability of one family the texts are the same. Without a correlation, and for families that the
+        correlation does not speak of, texts are plain.
+        """
+        related = self.correlation is not None and self.task.family(capability) == self.task.family(self.correlation.target)
+        correlation = self.correlation.at(share) if self.correlation and related else None
+        return self.task.capability(capability, correlation).examples(n or self.n, self.seed, split)
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """Capabilities that ask for the one that may be lost under another identifier; most tasks have none."""
+        find: Callable[[str], tuple[str, ...]] | None = getattr(self.task, "aliases", None)
+        return find(self.capability) if find else ()
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """One capability of every other family: what fine-tuning should have left alone."""
+        touched = {self.task.family(self.capability), self.task.family(self.tuned_on)}
+        first: dict[str, str] = {}
+        for capability in self.task.capabilities:
+            first.setdefault(self.task.family(capability), capability)
+        return tuple(c for family, c in first.items() if family not in touched)
+
+
+@dataclass(frozen=True)
+class Pair(Question):
+    """A base and a tuned model that are held against each other on one ability.
+
+    Models are loaded when first asked for and kept as long as the pair is.
+    """
+
     base_path: Path
     tuned_path: Path
     start_path: Path | None = None
@@ -57,8 +92,6 @@ class Pair:
     """A model pretrained alike to which `capability` was never asked."""
     trajectory: Trajectory | None = None
     arms: Mapping[str, Trajectory] = field(default_factory=dict[str, Trajectory])
-    n: int = 1000
-    """Examples per test set."""
     device: str = "cpu"
 
     def __repr__(self) -> str:
@@ -97,31 +130,6 @@ class Pair:
         from workbench.models.checkpoints import load_model, pick_device
 
         return load_model(path, pick_device(self.device))
-
-    def examples(self, capability: str, *, share: float = 0.0, n: int | None = None, split: str = "test") -> Examples:
-        """Examples of a capability on this pair's texts at C_Te = `share`; splits are independent streams.
-
-        For every capability of one family the texts are the same. Without a correlation, and for families that the
-        correlation does not speak of, texts are plain.
-        """
-        related = self.correlation is not None and self.task.family(capability) == self.task.family(self.correlation.target)
-        correlation = self.correlation.at(share) if self.correlation and related else None
-        return self.task.capability(capability, correlation).examples(n or self.n, self.seed, split)
-
-    @property
-    def aliases(self) -> tuple[str, ...]:
-        """Capabilities that ask for the one that may be lost under another identifier; most tasks have none."""
-        find: Callable[[str], tuple[str, ...]] | None = getattr(self.task, "aliases", None)
-        return find(self.capability) if find else ()
-
-    @property
-    def others(self) -> tuple[str, ...]:
-        """One capability of every other family: what fine-tuning should have left alone."""
-        touched = {self.task.family(self.capability), self.task.family(self.tuned_on)}
-        first: dict[str, str] = {}
-        for capability in self.task.capabilities:
-            first.setdefault(self.task.family(capability), capability)
-        return tuple(c for family, c in first.items() if family not in touched)
 
     def swapped(self) -> Pair:
         """The pair with base and tuned exchanged."""

@@ -101,6 +101,15 @@ def test_first_order_is_the_change_times_the_slope(covered):
     assert all(p.grad is None for p in model.parameters())
 
 
+def test_slopes_and_accuracies_are_taken_on_different_draws(make_pair, task):
+    """Of O_PT where the shortcut fails, of O_FT where it was trained."""
+    task.drawn.clear()
+    grafting(make_pair(), n=16, score_examples=16, control_examples=16)
+    assert task.drawn == {
+        (capability, split, share) for capability, share in (("look_a", 0.0), ("look_b", 1.0)) for split in ("score", "test")
+    }
+
+
 def test_shares_are_of_the_order_and_at_least_one_weight():
     order = torch.tensor([7, 2, 5, 0])
     assert first_of(order, 0.0, 9).sum() == 0

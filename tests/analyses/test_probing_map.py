@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -182,6 +183,29 @@ def test_headline_is_measured_on_other_texts_than_it_was_chosen_on(result):
     }
     (line,) = result.evidence
     assert (line.direction, line.capability) == ("masked", "look_a")
+
+
+def test_of_pure_noise_the_best_cell_is_at_chance_on_the_texts_that_did_not_choose_it(covered, monkeypatch):
+    """No stream holds anything, so that the best of 140 cells is the luckiest one on the texts that chose it and no more."""
+    generator = torch.Generator().manual_seed(0)
+    monkeypatch.setattr(
+        "workbench.analyses._readings.residual_streams",
+        lambda model, examples, batch, positions: torch.randn(10, *positions.shape, 4, generator=generator),
+    )
+    names = ("pt", "ft", "last")
+    pairs = [replace(covered, seed=seed) for seed in range(5)]
+    found = [probing_map(p, targets=names, train_examples=100, n=200, text_positions=12, iterations=10) for p in pairs]
+    table = pd.concat(
+        [select(r.table, target="look_a", model="base", measure="accuracy").assign(run=i) for i, r in enumerate(found)]
+    )
+    chance = table["value"].mean()
+    luckiest = table.groupby("run")["value"].max().mean()
+    assert luckiest > chance + 0.05  # there is something to be fooled by
+    assert np.mean([r.metric("base_probe").value for r in found]) == pytest.approx(chance, abs=0.04)
+    assert np.mean([r.metric("room").value for r in found]) == pytest.approx(0, abs=0.06)
+    changes = [abs(r.metric(f"largest_change_{name}").value) for r in found for name in ("pt", "ft", "last")]
+    # The mean size of a normal number with the standard deviation of such a difference is .05.
+    assert np.mean(changes) < 0.08
 
 
 def test_a_tuned_model_of_random_weights_keeps_nothing(make_pair, covered, tmp_path):

@@ -175,6 +175,24 @@ def test_the_loss_is_taken_where_the_shortcut_fails(make_pair, task):
     assert {share for name, _, share in task.drawn if name == "look_b"} == {0.0, 1.0}
 
 
+def test_what_was_trained_is_protected_where_it_was_trained(make_pair, task):
+    task.drawn.clear()
+    pruning(make_pair(), score="set_difference", n=32, control_examples=16, score_examples=16, max_units=1)
+    asked = {(name, share) for name, split, share in task.drawn if split == "score"}
+    assert asked == {("look_a", 0.0), ("look_b", 1.0), ("last", None)}
+
+
+def test_a_difference_is_that_to_the_model_that_fine_tuning_started_from(make_pair, models, covered):
+    """Held against another base, the inhibitor is still the only unit that fine-tuning changed."""
+    pair = make_pair(base_path=covered.never_path, start_path=covered.base_path)
+    units = pruning(pair, score="difference", n=32, max_units=1, score_examples=16).tables["units"]
+    start, tuned = (models[name].transformer.h[0].mlp for name in ("base", "covered"))
+    moved = [(after - before).abs() for before, after in zip(start.parameters(), tuned.parameters(), strict=True)]
+    assert units.iloc[0]["neuron"] == INHIBITOR
+    assert units.iloc[0]["score"] == pytest.approx(sum(m.sum().item() for m in moved), rel=1e-5)
+    assert (units["score"].iloc[1:] == 0).all()
+
+
 def test_a_model_that_never_had_it_gets_nothing_back(make_pair):
     result = pruning(make_pair(tuned="never"), n=200, score_examples=256)
     (line,) = result.evidence
@@ -315,6 +333,8 @@ def test_other_units(make_pair):
 def test_a_score_that_does_not_fit_the_units_is_refused(make_pair):
     with pytest.raises(UserError, match="score 'leave_one_out' is not defined for weights:mlp_in"):
         pruning(make_pair(), units="weights:mlp_in", score="leave_one_out", n=32)
+    with pytest.raises(UserError, match=r"^pruning: score 'input_taylor' is not defined for heads; .*\.$"):
+        pruning.settings({"units": "heads", "score": "input_taylor"})
 
 
 def test_the_curve_skips_blocks_before_the_first_removed_unit_and_changes_no_answer():

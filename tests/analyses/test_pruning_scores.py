@@ -13,6 +13,7 @@ from scipy.stats import spearmanr
 from workbench.analyses import pruning_scores
 from workbench.analyses.pruning import k_grid
 from workbench.analyses.pruning_scores import area_weights, correlations, evidence
+from workbench.measures import correct_answers
 from workbench.models.scores import SCORES
 from workbench.replicates import combine_results
 
@@ -57,6 +58,26 @@ def test_the_headline_is_that_of_the_chosen_ranking_against_the_best_random_orde
     (line,) = result.evidence
     assert (line.analysis, line.direction, line.capability) == ("pruning_scores", "masked", "look_a")
     assert "the best of 12 on separate examples" in result.limits[0]
+
+
+def test_ranking_choice_and_judgement_have_draws_of_their_own(make_pair, task):
+    task.drawn.clear()
+    pruning_scores(make_pair(), n=16, max_units=1, score_examples=16, control_examples=16, probes=1)
+    assert task.drawn == {
+        ("look_a", "score", 0.0),
+        ("look_a", "select", 0.0),
+        ("look_a", "test", 0.0),
+        ("look_b", "score", 1.0),  # protected where it was trained, as the other family is
+        ("look_b", "test", 1.0),
+        ("last", "score", None),
+    }
+
+
+def test_the_judge_is_the_test_draw(make_pair, result):
+    pair = make_pair()
+    test = pair.examples("look_a", n=100)
+    assert result.metric("unpruned_pt").value == correct_answers(pair.tuned, test).mean()
+    assert result.metric("base_pt").value == correct_answers(pair.base, test).mean()
 
 
 def test_area_is_the_mean_over_the_curve(result):

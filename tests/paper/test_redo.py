@@ -5,15 +5,20 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from tests.apps.fake_store import N
+from tests.apps.fake_store import N, correct, write
 from tests.paper.fake_grid import SPEC, fake_grid, name, said
 from workbench.errors import UserError
 from workbench.figures.tables import select
+from workbench.measures import proportion_row
 from workbench.paper.catalogue import Labels, OfPair, Reproduction, Samples, Table, get
 from workbench.paper.redo import redo
 from workbench.paper.views import View
+from workbench.results import Metric, Result
+from workbench.runs import Store
+from workbench.studies.handle import Study
 from workbench.studies.spec import load_study, parse_study
 
 COUNTER = "table5_counter_200K"
@@ -145,6 +150,43 @@ def test_a_table_of_shorter_pretraining_holds_the_shorter_pairs_alone(study):
     (row,) = select(table, role="pt", measure="counting a (pretraining ability), uncorrelated texts").to_dict("records")
     assert row["value"] == pytest.approx(np.mean([said(0.99, 1e-3, 1.0, True, seed)["tuned_pt"] for seed in (0, 1)]))
     assert row["paper"] == pytest.approx(0.159)  # Tab 6: 1e-4, .999, C = 1, O_PT at C_Te = 0 after 10K
+
+
+@pytest.mark.parametrize(
+    ("name", "printed"),
+    [
+        # The line `1e-1,1` of Table 3: eta = .1, C = 1, and there the columns count_... and max_..., in per cent.
+        ("tab3-counter", {("pt", 0.0): 35.8, ("pt", 1.0): 0.0, ("ft", 0.0): 0.7, ("ft", 1.0): 100.0}),
+        ("tab3-largest", {("pt", 0.0): 16.8, ("pt", 1.0): 0.3, ("ft", 0.0): 37.8, ("ft", 1.0): 99.6}),
+    ],
+)
+def test_compiled_programs_stand_beside_their_own_columns_of_table_3(tmp_path, name, printed):
+    entry = get(name)
+    spec = load_study(entry.study, seeds=[0])
+    spec = spec.model_copy(update={"revive": None, "analyses": {"behaviour": {}}})
+    study = Study(spec, Store(tmp_path))
+    study.save()
+    for planned in study.plan.pairs:
+        write(study, planned.analyses["behaviour"], ends_of(planned))
+    table = select(redo(entry, study).table, cell="large rate, C = 1")
+    assert {(row["role"], "uncorrelated" not in row["measure"]): row["paper"] for row in table.to_dict("records")} == {
+        (role, share == 1.0): pytest.approx(value / 100) for (role, share), value in printed.items()
+    }
+
+
+def ends_of(planned):
+    """Invented accuracies of a compiled pair, .5 throughout: what is asked is what they stand beside."""
+    cells = [
+        (name, role, share) for name, role in ((planned.capability, "pt"), (planned.tuned_on, "ft")) for share in (0.0, 1.0)
+    ]
+    rows = [
+        {"model": "tuned", "capability": c, "role": role, "share": share, **proportion_row(correct(0.5))}
+        for c, role, share in cells
+    ]
+    provenance = {"pair": planned.name, "seed": planned.seed, "capability": planned.capability, "tuned_on": planned.tuned_on}
+    names = ("base_pt", "tuned_pt", "change_pt", "chance_pt", "start_ft", "tuned_ft", "tuned_ft_correlated", "chance_ft")
+    headline = tuple(Metric(name, 0.5, 0.4, 0.6, N) for name in names)
+    return Result("behaviour", {"endpoints": pd.DataFrame(rows)}, headline, provenance=provenance)
 
 
 def test_at_the_papers_scale_only_its_own_priors_and_lengths_compare(tmp_path):

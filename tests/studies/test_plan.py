@@ -7,9 +7,12 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from studies.test_compiled_study import COMPILED
 from studies.tiny import TINY
 
 from workbench.errors import UserError
+from workbench.models.spec import ModelSpec
+from workbench.protocols import compiled_weights, load_task
 from workbench.registry import analyses
 from workbench.runs import Store
 from workbench.studies.plan import STAGE_SECONDS, Plan, is_done, plan
@@ -364,9 +367,66 @@ def test_missing_and_done(whole, tmp_path):
         ("task.window", 13, "window"),
         ("analyses", {"pruning": {"nn": 3}}, "pruning has no setting 'nn'; did you mean 'n'"),
         ("analyses", {"pruning": {"n": 2}}, "pruning: n is 2"),
+        (
+            "analyses",
+            {"pruning": {"units": "rows", "score": "leave_one_out"}},
+            "^pruning: score 'leave_one_out' is not defined for rows; choose one of signed_taylor, .*, random\\.$",
+        ),
+        (
+            "analyses",
+            {"probing_curve": {"first": 50, "train_examples": 50}},
+            "^probing_curve: first is 50, which is not below train_examples 50; lower it",
+        ),
+        (
+            "analyses",
+            {"probing_curve": {"point": 2}},
+            "^probing_curve: point is 2, but the model has the residual points 0 to 1; choose one of them, or leave it empty",
+        ),
+        (
+            "analyses",
+            {"activation_maps": {"block": 1}},
+            "^activation_maps: block is 1, but the model has the blocks 0 to 0; choose one of them",
+        ),
+        (
+            "analyses",
+            {"probing_map": {"targets": ["pt", "nonsense"]}},
+            "^probing_map: there is no label 'nonsense' to read; known: .*count_a.*pt",
+        ),
+        (
+            "analyses",
+            {"probing_map": {"targets": ["indices"]}},
+            r"^probing_map: targets \['indices'\] leave nothing to read from pair 'wrapped'; add 'pt'",
+        ),
         ("pretrain.base.lr", float("inf"), "lr is inf; use a finite number"),
     ],
 )
 def test_an_impossible_cell_is_refused_by_name(path, value, message):
     with pytest.raises(UserError, match=message):
         _ = [stage.key for stage in changed(path, value).stages]
+
+
+@pytest.mark.parametrize(
+    ("analysis", "settings"),
+    [
+        ("pruning", {"units": "rows", "score": "signed_taylor"}),
+        ("pruning", {"score": "leave_one_out"}),
+        ("probing_curve", {"first": 49, "train_examples": 50}),
+        ("probing_curve", {"point": 1}),
+        ("activation_maps", {"block": 0}),
+        ("probing_map", {"targets": ["pt", "count_c", "correlated", "indices"]}),
+    ],
+)
+def test_what_is_just_possible_is_planned_with_the_settings_as_they_were_given(analysis, settings):
+    (stage,) = changed("analyses", {analysis: settings}).pairs[0].analyses.values()
+    assert stage.spec["settings"] == settings
+    assert list(stage.spec) == ["kind", "analysis", "settings", "pair", "seed"]
+
+
+def test_the_blocks_of_a_compiled_model_are_those_of_its_program():
+    compiled = yaml.safe_load(COMPILED)
+    depth = compiled_weights(load_task(compiled["task"])).blocks
+    assert depth != ModelSpec().blocks
+    made = plan(parse_study({**compiled, "analyses": {"activation_maps": {"block": depth - 1}}}))
+    assert list(made.pairs[0].analyses) == ["activation_maps"]
+    with pytest.raises(UserError, match=f"block is {depth}, but the model has the blocks 0 to {depth - 1}"):
+        plan(parse_study({**compiled, "analyses": {"activation_maps": {"block": depth}}}))

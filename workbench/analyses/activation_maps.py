@@ -13,13 +13,14 @@ from pydantic import Field
 from transformers import PreTrainedModel
 
 from workbench.analysis import Settings, analysis
+from workbench.errors import UserError
 from workbench.examples import Examples
 from workbench.measures import DRAWS, derived, draw, shares
 from workbench.models.anatomy import neuron_shape
 from workbench.models.inside import hidden_neurons, neuron_names
 from workbench.results import Evidence, Metric, Result
 from workbench.statistics import bootstrap_mean
-from workbench.subjects import Pair
+from workbench.subjects import Pair, Question
 
 BATCH = 64
 FEW = 5
@@ -35,7 +36,15 @@ class ActivationMapsSettings(Settings):
     listed: int = Field(12, ge=1, description="neurons that are listed, of all blocks")
 
 
-@analysis(version=1, paper="Jain+23 Fig 46, 47")
+def _check(settings: ActivationMapsSettings, question: Question, blocks: int) -> None:
+    """Refuse a block that models of this depth do not have."""
+    if settings.block >= blocks:
+        raise UserError(
+            f"activation_maps: block is {settings.block}, but the model has the blocks 0 to {blocks - 1}; choose one of them."
+        )
+
+
+@analysis(version=1, paper="Jain+23 Fig 46, 47", check=_check)
 def activation_maps(pair: Pair, settings: ActivationMapsSettings) -> Result:
     """Activations of the hidden MLP neurons of base and tuned model on O_PT texts at C_Te = 0 [Jain+23 Fig 46, 47, 53, 54].
 

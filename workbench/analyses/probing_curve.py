@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from workbench.analyses._reading import kept_line, models_of, questions, rooms
@@ -28,7 +28,7 @@ from workbench.probes import CONVERGED, online_code, standardised
 from workbench.results import Evidence, Metric, Result
 from workbench.seeds import numpy_generator
 from workbench.statistics import bootstrap_mean
-from workbench.subjects import Pair
+from workbench.subjects import Pair, Question
 
 SAVED = "share of the uniform code saved"
 
@@ -46,6 +46,11 @@ class ProbingCurveSettings(Settings):
     point: int | None = Field(None, ge=0, description="residual stream to read; chosen by the base and the controls when empty")
     n: int | None = Field(None, ge=16, description="test examples; the pair's own number when empty")
     iterations: int = Field(100, ge=1, description="largest number of L-BFGS iterations of a fit")
+
+    @model_validator(mode="after")
+    def _there_are_sizes_to_fit_on(self) -> ProbingCurveSettings:
+        size_grid(self.first, self.train_examples, self.growth)
+        return self
 
 
 @dataclass(frozen=True)
@@ -107,7 +112,13 @@ class Material:
         return Learned(right, bits, gradient)
 
 
-@analysis(version=1, passes=180, paper="Voita & Titov 2020")
+def _check(settings: ProbingCurveSettings, question: Question, blocks: int) -> None:
+    """Refuse a residual point that models of this depth do not have."""
+    if settings.point is not None:
+        _check_point(settings.point, blocks + 1)
+
+
+@analysis(version=1, passes=180, paper="Voita & Titov 2020", check=_check)
 def probing_curve(pair: Pair, settings: ProbingCurveSettings) -> Result:
     """Probe accuracy over the number of training examples, and the online codelength of the labels, for every model.
 
@@ -201,14 +212,21 @@ def _point(pair: Pair, material: Material, models: Sequence[str], wanted: int | 
     """The residual point asked for, or the one at which the base's labels are cheaper than its best control's by most."""
     depth = len(material.streams["base", pair.capability][0])
     if wanted is not None:
-        if wanted >= depth:
-            raise UserError(f"probing_curve: point is {wanted}, but the model has the residual points 0 to {depth - 1}.")
+        _check_point(wanted, depth)
         return wanted
     cells = [(Series(model, pair.capability, "matching", "true"), point) for model in models for point in range(depth)]
     found = material.learn([series for series, _ in cells], [point for _, point in cells], [order])
     cost = dict(zip(models, found.bits.mean(1).reshape(len(models), depth), strict=True))
     controls = np.min([cost[model] for model in models if model != "base"], axis=0)
     return int(np.argmax(controls - cost["base"]))
+
+
+def _check_point(point: int, points: int) -> None:
+    if point >= points:
+        raise UserError(
+            f"probing_curve: point is {point}, but the model has the residual points 0 to {points - 1}; "
+            "choose one of them, or leave it empty."
+        )
 
 
 def _curves(coordinates: Sequence[Mapping[str, Any]], found: Learned, sizes: Sequence[int]) -> pd.DataFrame:

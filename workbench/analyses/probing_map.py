@@ -24,7 +24,7 @@ from workbench.measures import DRAWS, derived, draw, role_of, shares, truth_of
 from workbench.probes import changed, scored
 from workbench.results import Evidence, Metric, Result
 from workbench.statistics import bootstrap_mean
-from workbench.subjects import Pair
+from workbench.subjects import Pair, Question
 
 SPECIAL = ("correlated", "family")
 """Targets that are read on texts of their own."""
@@ -47,7 +47,12 @@ class ProbingMapSettings(Settings):
     iterations: int = Field(30, ge=1, description="largest number of L-BFGS iterations")
 
 
-@analysis(version=1, passes=100, paper="Jain+23 §D")
+def _check(settings: ProbingMapSettings, question: Question, blocks: int) -> None:
+    """Refuse labels that the texts of such a pair do not carry."""
+    _labels(question, settings)
+
+
+@analysis(version=1, passes=100, paper="Jain+23 §D", check=_check)
 def probing_map(pair: Pair, settings: ProbingMapSettings) -> Result:
     """Accuracy of linear probes per residual point and position of the prompt, for base, tuned and untrained model.
 
@@ -71,9 +76,9 @@ def probing_map(pair: Pair, settings: ProbingMapSettings) -> Result:
     """
     n = settings.n or pair.n
     fit = Fit(settings.text_positions, settings.penalty, settings.iterations)
-    asked = pair.capability if settings.prompt == "pt" else pair.tuned_on
+    asked = _asked(pair, settings)
     uncorrelated = shares(pair, asked)[0]
-    wanted = _labels(pair, settings.targets, asked, draw(pair, asked, uncorrelated, 1))
+    wanted = _labels(pair, settings)
     models = models_of(pair)
     few = {name: model for name, model in models.items() if name != "never_had_it"}
 
@@ -97,8 +102,19 @@ def probing_map(pair: Pair, settings: ProbingMapSettings) -> Result:
     return _result(pair, readings)
 
 
-def _labels(pair: Pair, targets: Sequence[str], asked: str, examples: Examples) -> list[str]:
-    """Names of the labels that the settings ask for; of the general words, what the pair does not have is left out."""
+def _asked(pair: Question, settings: ProbingMapSettings) -> str:
+    """The capability that the prompts ask for."""
+    return pair.capability if settings.prompt == "pt" else pair.tuned_on
+
+
+def _labels(pair: Question, settings: ProbingMapSettings) -> list[str]:
+    """Names of the labels that the settings ask for; of the general words, what the pair does not have is left out.
+
+    Raises:
+        UserError: a name that is neither a label of the pair's texts nor a general word, or nothing is left.
+    """
+    targets, asked = settings.targets, _asked(pair, settings)
+    examples = draw(pair, asked, shares(pair, asked)[0], 1)
     operands = (name.partition("_")[2] for name in (pair.capability, pair.tuned_on))
     general = {
         "pt": [pair.capability],
@@ -111,10 +127,11 @@ def _labels(pair: Pair, targets: Sequence[str], asked: str, examples: Examples) 
     found: list[str] = []
     for target in targets:
         if target not in general and target not in known:
-            raise UserError(f"there is no label {target!r} to read{did_you_mean(target, (*TARGETS, *examples.labels))}")
+            known_names = {*TARGETS, *examples.labels}
+            raise UserError(f"probing_map: there is no label {target!r} to read{did_you_mean(target, known_names)}")
         found += [name for name in general.get(target, [target]) if name in known]
     if not found:
-        raise UserError(f"targets {list(targets)} leave nothing to read from pair {pair.name!r}; add 'pt'.")
+        raise UserError(f"probing_map: targets {list(targets)} leave nothing to read from pair {pair.name!r}; add 'pt'.")
     return list(dict.fromkeys(found))
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -36,7 +36,7 @@ from workbench.measures import (
 )
 from workbench.models.forward import accuracy, answer_logits, evaluate
 from workbench.models.resume import block_inputs, resumed
-from workbench.models.scores import SCORES, Request, ScoreName, order_of, random_order, score_units
+from workbench.models.scores import SCORES, Request, ScoreName, order_of, random_order, score_units, undefined_for
 from workbench.models.units import UnitKind, Units, units_of
 from workbench.results import Evidence, Metric, Result
 from workbench.seeds import numpy_generator
@@ -63,6 +63,12 @@ class PruningSettings(Settings):
     )
     units: UnitKind = Field("neurons", description="what is removed")
     probes: int = Field(32, ge=1, description="random probes of the second derivatives, for the score obd alone")
+
+    @model_validator(mode="after")
+    def _score_is_defined_for_the_units(self) -> PruningSettings:
+        if misfit := undefined_for(self.score, self.units):
+            raise ValueError(misfit)
+        return self
 
 
 @analysis(version=2, passes=35, paper="Jain+23 §D")

@@ -81,11 +81,19 @@ def score_units(name: str, request: Request) -> Float[Tensor, " units"]:
     """
     if name not in SCORES:
         raise UserError(f"there is no score {name!r}{did_you_mean(name, SCORES)}")
-    score = SCORES[name]
-    if request.units.word not in score.words:
-        fitting = [n for n, s in SCORES.items() if request.units.word in s.words]
-        raise UserError(f"score {name!r} is not defined for {request.units.kind}; choose one of {', '.join(fitting)}.")
-    return score.of(request).detach().cpu()
+    if misfit := undefined_for(name, request.units.kind):
+        raise UserError(f"{misfit}.")
+    return SCORES[name].of(request).detach().cpu()
+
+
+def undefined_for(name: str, kind: str) -> str:
+    """Says that a score is not defined for this kind of unit, and which ones are; empty where it is."""
+    word = kind.partition(":")[0]
+    if word in SCORES[name].words:
+        return ""
+    return (
+        f"score {name!r} is not defined for {kind}; choose one of {', '.join(n for n, s in SCORES.items() if word in s.words)}"
+    )
 
 
 def order_of(name: str, scores: Float[Tensor, " units"]) -> Int[Tensor, " units"]:

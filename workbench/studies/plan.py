@@ -13,6 +13,7 @@ from workbench.protocols import Task, compiled_weights, load_protocol, load_task
 from workbench.registry import analyses
 from workbench.runs import Store, stage_key
 from workbench.studies.spec import NEVER, UNSHOWN, FinetuneSpec, PretrainSpec, StudySpec
+from workbench.subjects import Question
 from workbench.training.schedule import evaluation_grid
 from workbench.training.settings import TrainSettings
 
@@ -131,10 +132,12 @@ class _Builder:
         self.asked: dict[str, frozenset[str]] = {}
         if spec.model.kind == "compiled":
             try:
-                self.parameters = compiled_weights(task).parameters()
+                compiled = compiled_weights(task)
             except UserError as error:
                 raise UserError(f"model.kind: {error}") from error
+            self.parameters, self.blocks = compiled.parameters(), compiled.blocks
         else:
+            self.blocks = spec.model.blocks
             self.parameters = spec.model.parameters(task.vocab_size, task.context)
 
     def add(self, stage: Stage) -> Stage:
@@ -345,7 +348,8 @@ class _Builder:
     def analysis(self, analysis: str, settings: Mapping[str, Any], pair: PairPlan) -> Stage:
         entry = analyses[analysis]
         if settings:
-            entry.load().settings(settings)  # pyright: ignore[reportFunctionMemberAccess]
+            question = Question(pair.name, pair.seed, self.task, pair.capability, pair.tuned_on, pair.correlation)
+            entry.load().check(settings, question, self.blocks)  # pyright: ignore[reportFunctionMemberAccess]
         needed = dict(pair.arms) if "arms" in entry.needs else {}
         parents = [stage.key for stage in (*pair.models, *needed.values())]
         spec = {
