@@ -25,14 +25,14 @@ def load_tracr(path: str | Path) -> Compiled:
             input tokens follow these in the vocabulary.
 
     Raises:
-        UserError: no such file, or one that lacks an array or holds pickled objects.
+        UserError: no such file, one that lacks an array or holds pickled objects, or sizes or an index that the arrays belie.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: np.asarray(file[name]) for name in file.files}
         meta = cast(dict[str, Any], json.loads(str(arrays["meta"])))
         return _compiled(meta, arrays)
-    except (OSError, ValueError, KeyError, BadZipFile) as error:
+    except (OSError, ValueError, KeyError, TypeError, BadZipFile) as error:
         raise UserError(f"{path} holds no readable Tracr model ({type(error).__name__}: {error}); export it again.") from error
 
 
@@ -41,8 +41,17 @@ def _compiled(meta: dict[str, Any], arrays: dict[str, np.ndarray]) -> Compiled:
     names = [str(name) for name in meta["input_id_to_token"]]
     said = [NUMBER] if meta["output_values"] is None else [str(value) for value in meta["output_values"]]
     names += [name for name in said if name not in names]
+    if beyond := [i for i in meta["output_residual_index"] if not 0 <= int(i) < len(labels)]:
+        raise ValueError(f"output_residual_index {beyond[0]} is none of the {len(labels)} residual directions")
     outputs = {labels[int(i)]: name for i, name in zip(meta["output_residual_index"], said, strict=True)}
     width, blocks, hidden = int(meta["residual_size"]), int(meta["num_layers"]), int(meta["mlp_hidden_size"])
+    heads, head_dim = int(meta["num_heads"]), int(meta["key_size"])
+    said_sizes = {
+        "attention": (f"num_heads {heads} times key_size {head_dim}", heads * head_dim),
+        "mlp": (f"mlp_hidden_size {hidden}", hidden),
+    }
+    if width != len(labels):
+        raise ValueError(f"residual_size {width} is not the number of residual_labels, {len(labels)}")
 
     def given(module: str, name: str) -> np.ndarray:
         return arrays[f"params/{module}/{name}"]
@@ -68,14 +77,18 @@ def _compiled(meta: dict[str, Any], arrays: dict[str, np.ndarray]) -> Compiled:
     for block in range(blocks):
         for theirs, name in ours.items():
             module = f"transformer/layer_{block}/{theirs}"
-            weights[f"model.blocks.{block}.{name}.weight"] = given(module, "w").T
-            weights[f"model.blocks.{block}.{name}.bias"] = given(module, "b")
+            weight, bias = given(module, "w").T, given(module, "b")
+            words, inner = said_sizes[name.partition(".")[0]]
+            shape = (width, inner) if name.endswith("output") else (inner, width)
+            if weight.shape != shape or bias.shape != shape[:1]:
+                raise ValueError(f"{words} and residual_size {width} do not fit {module}, which is {weight.T.shape}")
+            weights[f"model.blocks.{block}.{name}.weight"], weights[f"model.blocks.{block}.{name}.bias"] = weight, bias
     return Compiled(
         token_names=tuple(names),
         context=len(weights["model.position_embedding.weight"]),
         blocks=blocks,
-        heads=int(meta["num_heads"]),
-        head_dim=int(meta["key_size"]),
+        heads=heads,
+        head_dim=head_dim,
         width=width,
         hidden=hidden,
         residual_labels=labels,

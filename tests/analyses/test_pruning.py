@@ -6,13 +6,16 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from analyses.compiled_pair import compiled_pair
 
 from workbench.analyses import pruning
 from workbench.analyses.pruning import choose_k, control_draws, curve, evidence, headline_of, k_grid, pruned, recovered
 from workbench.errors import UserError
 from workbench.examples import Examples
+from workbench.figures.pruning import named
 from workbench.models.anatomy import neuron_mask, neuron_shape
 from workbench.models.build import build_model
+from workbench.models.checkpoints import load_model
 from workbench.models.forward import answer_logits, nll
 from workbench.models.scores import rank, unit_scores
 from workbench.models.spec import ModelSpec
@@ -359,3 +362,24 @@ def test_the_curve_skips_blocks_before_the_first_removed_unit_and_changes_no_ans
         with units.removed(model, order[:k]), torch.no_grad():
             naive = answer_logits(model, examples)[:, 0].argmax(-1) == examples.answer[:, 0]
         assert right.tolist() == naive.double().tolist()
+
+
+def test_single_weights_of_a_compiled_model_say_what_they_connect(tmp_path):
+    """The columns are in the table and on the figure's hover; tables of other models have none (`test_other_units`)."""
+    found = pruning(compiled_pair(tmp_path), units="weights:mlp_out", n=32, max_units=3, score_examples=32)
+    listed = found.tables["units"]
+    assert list(listed.columns) == ["rank", "block", "matrix", "row", "column", "reads", "writes", "score", "unit"]
+    first = listed.iloc[0]
+    labels = found_labels(tmp_path)
+    assert (first["reads"], first["writes"]) == (labels[1][first["block"]][first["column"]], labels[0][first["row"]])
+    said = named(listed, 2)
+    assert said.count("<br>") == 2
+    assert f"block {first['block'] + 1} mlp.output: {first['reads']} → {first['writes']}" in said
+    assert named(listed.drop(columns=["reads", "writes"]), 2) == ""
+    assert "and 92 more" in named(listed, 100)
+
+
+def found_labels(folder):
+    config = load_model(folder / "count_a").config
+    neurons = [[name or f"neuron {i}" for i, name in enumerate(names)] for names in config.neuron_labels]
+    return config.residual_labels, neurons

@@ -6,9 +6,13 @@ import pytest
 import torch
 
 from workbench.errors import UserError
+from workbench.models.anatomy import matrix
+from workbench.models.compiled import build
 from workbench.models.fingerprint import check_unchanged
-from workbench.models.inside import attention_patterns, hidden_neurons, neuron_names, seen
+from workbench.models.inside import attention_patterns, hidden_neurons, neuron_names, seen, with_names
 from workbench.models.lens import lens
+from workbench.models.units import units_of
+from workbench.protocols import load_task
 
 
 @torch.no_grad()
@@ -67,3 +71,52 @@ def test_neurons_without_names_are_numbered(make_model, kind):
     names = neuron_names(make_model(kind), 0)
     assert len(names) == 24
     assert names[5] == "neuron 5"
+
+
+class TestNames:
+    """What units of a compiled model connect, against the weights of its program: every one of them joins two named things."""
+
+    @pytest.fixture(scope="class")
+    def counter(self):
+        return build(load_task({"kind": "rasp", "length": 4, "letters": 3}).compiled("count_a"), noise=0)
+
+    def of(self, model, kind, wanted):
+        """The named rows of `units`' table whose own weight satisfies a condition on its value."""
+        units = units_of(model, kind)
+        values = torch.cat([matrix(m).detach().flatten() for m in units.modules(model)])
+        return with_names(model, units.table(torch.nonzero(wanted(values)).flatten()))
+
+    def test_input_weights_of_the_first_mlp_read_letters_and_output_weights_write_the_flag(self, counter):
+        first = self.of(counter, "weights:mlp_in", lambda w: w != 0).query("block == 0")
+        assert sorted(first["reads"]) == ["tokens:a", "tokens:b", "tokens:c"]
+        assert sorted(first["writes"]) == ["tokens:a → is_a:1", "tokens:b → is_a:0", "tokens:c → is_a:0"]
+        last = self.of(counter, "weights:mlp_out", lambda w: w != 0).query("block == 0")
+        said = dict(zip(last["reads"], last["writes"], strict=True))
+        assert said == {f"tokens:{c} → is_a:{int(c == 'a')}": f"is_a:{int(c == 'a')}" for c in "abc"}
+
+    def test_keys_read_the_flag_and_values_read_bos(self, counter):
+        second = self.of(counter, "weights:attention_in", lambda w: w != 0).query("block == 1")
+        keys, queries, values = (
+            set(second.loc[second["matrix"] == f"attention.{m}", "reads"]) for m in ("key", "query", "value")
+        )
+        assert (keys, queries, values) == (
+            {"is_a:0", "is_a:1", "tokens:BOS"},
+            {"indices:0", "indices:1"},
+            {"tokens:BOS"},
+        )
+        assert all(name.startswith("head 0 channel ") for name in second["writes"])
+        out = self.of(counter, "weights:attention_out", lambda w: w != 0).query("block == 1")
+        assert list(out["writes"]) == ["width:1/(d+1)"]
+        assert list(out["reads"]) == ["head 0 channel 0"]
+
+    def test_rows_and_neurons(self, counter):
+        rows = with_names(counter, units_of(counter, "rows:mlp_out").table(torch.arange(3)))
+        assert list(rows["writes"]) == counter.config.residual_labels[:3]
+        assert "reads" not in rows
+        neurons = with_names(counter, units_of(counter).table(torch.tensor([0])))
+        assert list(neurons["name"]) == ["tokens:a → is_a:1"]
+
+    def test_other_models_and_heads_get_none(self, counter, make_model):
+        for model, kind in ((make_model(), "weights"), (make_model("llama"), "neurons"), (counter, "heads")):
+            table = units_of(model, kind).table(torch.arange(2))
+            assert list(with_names(model, table)) == list(table)

@@ -149,31 +149,46 @@ def test_signed_absolute_and_single_example_sizes_are_ordered(ask, kind, word):
     assert torch.allclose(score_units("abs_taylor", one), score_units("snip", one), rtol=1e-9, atol=1e-14)
 
 
+@torch.no_grad()
 def seen_inputs(request, module):
-    """What a module reads at every token up to the answer's request, example by example `[tokens, in]`."""
+    """What a module reads at every token through which it can move the answer, example by example `[tokens, in]`.
+
+    Found by trying: what it writes is pushed at one token at a time, the whole sequence being shown. The query of the first
+    token has nothing to choose from and moves nothing; before the last block it counts as the others do.
+    """
+    early = all(module is not other for other in blocks(request.model)[-1].modules())
     rows = []
     for i in range(len(request.examples)):
-        one, caught = request.examples[i : i + 1], []
-        handle = module.register_forward_pre_hook(lambda _, given, caught=caught: caught.append(given[0]))
-        length = int(one.answer_position[0]) + 1
-        with torch.no_grad():
-            hidden_states(request.model, one, length)
+        one, t = request.examples[i : i + 1], request.examples.tokens.shape[1]
+        each = request.examples[torch.full((t + 1,), i)]  # the last one is not pushed
+        caught = []
+
+        def push(_, given, output, caught=caught, t=t):
+            caught.append(given[0])
+            pushed = output.clone()
+            pushed[torch.arange(t), torch.arange(t)] += torch.linspace(-1, 2, output.shape[-1], dtype=output.dtype)
+            return pushed
+
+        handle = module.register_forward_hook(push)
+        answer = hidden_states(request.model, each, t)[:, int(one.answer_position[0])]
         handle.remove()
-        real = slice(None) if one.attention_mask is None else one.attention_mask[0, :length]
-        rows.append(caught[0][0][real])
+        moved = (answer[:t] - answer[t]).abs().amax(1) > 1e-6
+        first = 0 if one.attention_mask is None else int(one.attention_mask[0].int().argmax())
+        moved[first] |= early
+        rows.append(caught[0][t][moved])
     return torch.cat(rows)
 
 
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("word", WORDS)
-def test_wanda_is_weight_times_norm_of_the_input(ask, left_padded, word, padded):
-    r = replace(ask(units=word), examples=left_padded) if padded else ask(units=word)
+def test_wanda_is_weight_times_norm_of_the_input(ask, left_padded, kind, word, padded):
+    r = replace(ask(kind, word), examples=left_padded) if padded else ask(kind, word)
     norms = {m: seen_inputs(r, m).norm(dim=0) for m in dict.fromkeys(r.units.modules(r.model))}
     check(r, "wanda", by_unit(r, lambda m: matrix(m).abs() * norms[m], some(r)))
 
 
 @pytest.mark.parametrize("word", ["neurons", "heads"])
-def test_activation_is_a_mean_over_tokens(ask, kind, word):
+def test_activation_is_a_mean_over_the_tokens_that_the_answer_sees(ask, kind, word):
     r = ask(kind, word)
     means = [
         seen_inputs(r, m).abs().mean(0).view(p.count, -1).mean(1)
@@ -181,6 +196,19 @@ def test_activation_is_a_mean_over_tokens(ask, kind, word):
     ]
     expected = torch.cat(means)[some(r)]
     check(r, "activation", expected)
+
+
+def test_the_answer_sees_itself_alone_in_the_last_block(ask, kind):
+    """What the twin finds: of the last block only keys and values at other tokens; of the first, all up to the answer."""
+    r = ask(kind, "rows")
+    seen = {
+        (part.block, part.path): len(seen_inputs(r, module))
+        for part, module in zip(r.units.parts, r.units.modules(r.model), strict=True)
+    }
+    sites, up_to_answer = anatomy(r.model), int((r.examples.answer_position + 1).sum())
+    wide = {(1, path) for path in (sites.attention_in if kind == "gpt2" else sites.attention_in[1:])}
+    assert {at for at, tokens in seen.items() if tokens == up_to_answer} == {at for at in seen if at[0] == 0} | wide
+    assert {tokens for at, tokens in seen.items() if at[0] == 1 and at not in wide} == {len(r.examples)}
 
 
 def whole(request, number, of):

@@ -8,9 +8,11 @@ from transformers import AutoModelForCausalLM
 
 from workbench.errors import UserError
 from workbench.models.checkpoints import load_model, save_model
+from workbench.models.compiled import build
 from workbench.models.fingerprint import check_unchanged
 from workbench.models.shrink import costs, shrink
 from workbench.models.units import units_of
+from workbench.protocols import load_task
 
 TOKENS = torch.randint(0, 20, (5, 9), generator=torch.Generator().manual_seed(0))
 NONE = torch.empty(0, dtype=torch.long)
@@ -100,6 +102,12 @@ def test_a_changed_file_is_noticed(model, tmp_path):
 def test_units_that_are_not_there_are_refused(model, neurons, heads, word):
     with pytest.raises(UserError, match=f"the model has {word}, numbered from 0"):
         shrink(model, torch.tensor(neurons, dtype=torch.long), torch.tensor(heads, dtype=torch.long))
+
+
+def test_compiled_models_have_no_smaller_form_and_that_is_said():
+    model = build(load_task({"kind": "rasp", "length": 4, "letters": 3}).compiled("count_a"))
+    with pytest.raises(UserError, match="cannot be cut out of a CompiledForCausalLM, only out of GPT2LMHeadModel and Llama"):
+        shrink(model, torch.tensor([0]))
 
 
 def test_costs_are_counted_and_timed(make_model):

@@ -11,7 +11,7 @@ from studies.tiny import TINY, run_of, run_once, stage_of
 
 from workbench.errors import UserError
 from workbench.models.checkpoints import load_model
-from workbench.models.compiled import build
+from workbench.models.compiled import NOISE, build
 from workbench.models.fingerprint import weights_sha256
 from workbench.protocols import compiled_weights, load_task
 from workbench.studies.plan import plan
@@ -66,7 +66,7 @@ def study(tmp_path_factory):
 class TestFile:
     def test_compiled_weights_need_no_training(self):
         base = parse_study(yaml.safe_load(COMPILED)).pretrain["base"]
-        assert (base.compiled, base.noise, base.steps, base.protocol) == ("count_a", 0.001, 0, "single_operand")
+        assert (base.compiled, base.noise, base.steps, base.protocol) == ("count_a", NOISE, 0, "single_operand")
         assert base.protocol_settings == {"capability": "count_a"}
 
     def test_they_may_be_trained_nevertheless(self):
@@ -122,7 +122,7 @@ class TestPlan:
 
 class TestRun:
     def test_the_first_model_is_the_compiled_one_with_noise(self, study):
-        expected = build(compiled_weights(load_task(study.spec.task), "count_a"), 0.001, 0)
+        expected = build(compiled_weights(load_task(study.spec.task), "count_a"), NOISE, 0)
         assert weights_sha256(load_model(run_of(study, "pretrain-base").checkpoint().path)) == weights_sha256(expected)
 
     def test_scratch_starts_from_random_weights_of_that_architecture(self, study):

@@ -35,6 +35,7 @@ from workbench.measures import (
     shares,
 )
 from workbench.models.forward import accuracy, answer_logits, evaluate
+from workbench.models.inside import with_names
 from workbench.models.resume import block_inputs, resumed
 from workbench.models.scores import SCORES, Request, ScoreName, order_of, random_order, score_units, undefined_for
 from workbench.models.units import UnitKind, Units, units_of
@@ -88,7 +89,8 @@ def pruning(pair: Pair, settings: PruningSettings) -> Result:
     `test`. The control removes as many random neurons; its interval carries the spread over random orders too.
     `recovered` is the share of the lost accuracy that came back, counted from where no ability is needed: (pruned - floor) /
     (base - floor), floor = the larger of the unpruned accuracy and the best guess without the ability, so that answering by a
-    frequent number recovers nothing. In `table`, draw 0 is the ranking in question and the others are the control;
+    frequent number recovers nothing. `units` lists what goes first; of a compiled model with what it was compiled to read and
+    write. In `table`, draw 0 is the ranking in question and the others are the control;
     `chosen` has the number of units that this seed's examples chose.
 
     Does not show that an ability is gone when nothing comes back: a wrapper may sit in attention, or be spread out.
@@ -140,7 +142,7 @@ def pruning(pair: Pair, settings: PruningSettings) -> Result:
             "table": pd.DataFrame(rows),
             "chosen": pd.DataFrame([{"k": k_best, "capability": pair.capability, **proportion_row(after)}]),
             "classes": classes,
-            "units": _units(units, scores, order, SCORES[settings.score].unit),
+            "units": _units(pair.base, units, scores, order, SCORES[settings.score].unit),
         },
         headline=headline,
         limits=(
@@ -315,9 +317,11 @@ def classes_of(
     return frame, {"largest_class": is_largest(tokens["after"]), "largest_class_truth": is_largest(tokens["truth"])}
 
 
-def _units(units: Units, scores: Float[Tensor, " units"], order: Int[Tensor, " units"], unit: str) -> pd.DataFrame:
+def _units(
+    base: PreTrainedModel, units: Units, scores: Float[Tensor, " units"], order: Int[Tensor, " units"], unit: str
+) -> pd.DataFrame:
     listed = order[:LISTED_UNITS]
-    table = units.table(listed).drop(columns="unit")
+    table = with_names(base, units.table(listed).drop(columns="unit"))
     table.insert(0, "rank", np.arange(1, len(listed) + 1))
     return table.assign(score=scores[listed].double().numpy(), unit=unit)
 

@@ -18,6 +18,9 @@ from workbench.results import Metric, Result
 MOST_ANSWERS = 14
 """Answers of the histogram; the rarest are added up beyond that."""
 
+MOST_NAMED = 8
+"""Removed units that are named on hover."""
+
 
 def figure(result: Result) -> go.Figure:
     """Left: accuracies over the number of removed neurons. Right: how often each answer is given, before and after."""
@@ -32,7 +35,7 @@ def figure(result: Result) -> go.Figure:
         subplot_titles=[f"removing the most harmful {word}", "answers given"],
     )
     _curves(fig, result.tables["table"], found)
-    _chosen(fig, result.tables["chosen"], found)
+    _chosen(fig, result, found)
     _answers(fig, result.tables["classes"], found["units"])
     fig.update_layout(barmode="group", bargap=0.15, bargroupgap=0.0)
     title = f"Does removing {word} bring {pt} back?"
@@ -67,8 +70,9 @@ def _curves(fig: go.Figure, table: pd.DataFrame, found: dict[str, Metric]) -> No
     fig.update_yaxes(accuracy_axis(), row=1, col=1)
 
 
-def _chosen(fig: go.Figure, chosen: pd.DataFrame, found: dict[str, Metric]) -> None:
-    """How many units each seed chose, and the accuracy there: what the headline is the mean of."""
+def _chosen(fig: go.Figure, result: Result, found: dict[str, Metric]) -> None:
+    """How many units each seed chose, and the accuracy there: what the headline is the mean of; on hover which, if named."""
+    chosen, listed = result.tables["chosen"], result.tables.get("units", pd.DataFrame())
     how, name = style("pt"), f"chosen on other texts{' (each seed its own number)' if found['units'].seeds > 1 else ''}"
     fig.add_trace(
         go.Scatter(
@@ -77,12 +81,27 @@ def _chosen(fig: go.Figure, chosen: pd.DataFrame, found: dict[str, Metric]) -> N
             mode="markers",
             name=name,
             marker={"symbol": "star-open", "size": 13, "color": how.color, "line": {"width": 2}},
-            customdata=chosen["k"],
-            hovertemplate="%{customdata} removed: %{y:.3f}<extra>chosen</extra>",
+            customdata=[[k, named(listed, int(k))] for k in chosen["k"]],
+            hovertemplate="%{customdata[0]} removed: %{y:.3f}%{customdata[1]}<extra>chosen</extra>",
         ),
         row=1,
         col=1,
     )
+
+
+def named(listed: pd.DataFrame, k: int) -> str:
+    """Lines that say which units of a compiled model were removed first, of any seed; empty for units without names."""
+    rows = listed.loc[listed["rank"] <= k].sort_values("rank", kind="stable") if "rank" in listed else listed
+    if "writes" in rows:
+        reads = rows["reads"] + " → " if "reads" in rows else ""
+        what = rows["matrix"] + ": " + reads + rows["writes"]
+    elif "name" in rows:
+        what = rows["name"]
+    else:
+        return ""
+    lines = list(dict.fromkeys(f"block {block + 1} {said}" for block, said in zip(rows["block"], what, strict=True)))
+    more = [f"and {len(lines) - MOST_NAMED} more"] if len(lines) > MOST_NAMED else []
+    return "".join(f"<br>{line}" for line in [*lines[:MOST_NAMED], *more])
 
 
 def _random(fig: go.Figure, random: pd.DataFrame, pt: pd.DataFrame, word: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -63,3 +64,29 @@ def neuron_names(model: PreTrainedModel, block: int) -> list[str]:
     width = neuron_outputs(model)[block].get_parameter("weight").numel() // model.config.hidden_size
     named = list(labels[block]) if labels else [""] * width
     return [name or f"neuron {i}" for i, name in enumerate(named)]
+
+
+def with_names(model: PreTrainedModel, table: pd.DataFrame) -> pd.DataFrame:
+    """A table of units (see `Units.table`) of a compiled model with what they were compiled to do; any other as it is.
+
+    Neurons get a `name`. Rows of matrices get the direction, head channel or neuron that they write (`writes`), single weights
+    also the one that they read (`reads`). Channels of heads have numbers alone; noise and training may have changed the rest.
+    """
+    residual = getattr(model.config, "residual_labels", None)
+    if not residual or "head" in table:
+        return table
+    blocks = {block: neuron_names(model, block) for block in table["block"].unique().tolist()}
+    if "neuron" in table:
+        return table.assign(name=[blocks[block][i] for block, i in zip(table["block"], table["neuron"], strict=True)])
+    config, sites = model.config, anatomy(model)
+    channels = [f"head {head} channel {i}" for head in range(config.num_attention_heads) for i in range(config.head_dim)]
+
+    def ends(block: int, path: str) -> tuple[list[str], list[str]]:
+        inner = blocks[block] if path in (*sites.mlp_in, sites.mlp_out) else channels
+        return (inner, residual) if path in (sites.attention_out, sites.mlp_out) else (residual, inner)
+
+    both = [ends(block, path) for block, path in zip(table["block"], table["matrix"], strict=True)]
+    named = table.assign(writes=[writes[i] for (_, writes), i in zip(both, table["row"], strict=True)])
+    if "column" in table:
+        named.insert(len(named.columns) - 1, "reads", [reads[i] for (reads, _), i in zip(both, table["column"], strict=True)])
+    return named

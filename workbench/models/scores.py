@@ -167,36 +167,44 @@ def _snip(request: Request) -> Tensor:
 
 
 def _wanda(request: Request) -> Tensor:
-    """Sum over the own weights of |W_ij| ||X_j||, X_j all values of input j of the matrix [2402.05162]."""
-    squares, _ = _inputs(request, torch.square)
+    """Sum over the own weights of |W_ij| ||X_j||, X_j all values of input j of the matrix that the answer can see [2402.05162]."""
+    squares = [size for size, _ in _inputs(request, torch.square)]
     return _own(request.units, request.model, lambda i, module: matrix(module).abs() * squares[i].sqrt())
 
 
 def _activation(request: Request) -> Tensor:
-    """Mean |activation| of a neuron, or of the dimensions of a head."""
-    sizes, tokens = _inputs(request, torch.abs)
-    means = [size.view(part.count, -1).mean(1) / tokens for part, size in zip(request.units.parts, sizes, strict=True)]
-    return torch.cat(means)
+    """Mean |activation| of a neuron, or of the dimensions of a head, where the answer can see it."""
+    found = zip(request.units.parts, _inputs(request, torch.abs), strict=True)
+    return torch.cat([size.view(part.count, -1).mean(1) / tokens for part, (size, tokens) in found])
 
 
 @torch.no_grad()
-def _inputs(request: Request, of: Callable[[Tensor], Tensor], batch_size: int = 128) -> tuple[list[Float[Tensor, " in"]], int]:
-    """A function of what each own matrix reads, summed over all tokens that the answer can see, and their number."""
-    model, modules = request.model, request.units.modules(request.model)
-    sums, tokens = [torch.zeros((), device=model.device)] * len(modules), 0
+def _inputs(request: Request, of: Callable[[Tensor], Tensor], batch_size: int = 128) -> list[tuple[Float[Tensor, " in"], int]]:
+    """A function of what each own matrix reads, summed over the tokens that the answer can see through it, and their number.
+
+    What the answer cannot see has no part in it: in a causal model the tokens behind it, and in the last block, where only
+    keys and values of other tokens reach the answer, all tokens but its own.
+    """
+    model, modules, sites = request.model, request.units.modules(request.model), anatomy(request.model)
+    at_answer = {sites.attention_out, *sites.mlp_in, sites.mlp_out}
+    if len(sites.attention_in) > 1:  # queries by themselves; a fused matrix holds keys and values too
+        at_answer.add(sites.attention_in[0])
+    last = len(blocks(model)) - 1
+    narrow = [part.block == last and part.path in at_answer for part in request.units.parts]
+    sums, tokens = [torch.zeros((), device=model.device)] * len(modules), [0] * len(modules)
     for start in range(0, len(request.examples), batch_size):
         batch = request.examples[start : start + batch_size].to(model.device)
-        # What a causal model's answer cannot see has no part in it; a bidirectional one sees everything.
-        length = int(batch.answer_position.max()) + 1 if anatomy(model).causal else batch.tokens.shape[1]
-        last = batch.answer_position[:, None] if anatomy(model).causal else torch.tensor(length, device=model.device)
-        seen = torch.arange(length, device=model.device).expand(len(batch), -1) <= last
+        length = int(batch.answer_position.max()) + 1 if sites.causal else batch.tokens.shape[1]
+        place, answer = torch.arange(length, device=model.device).expand(len(batch), -1), batch.answer_position[:, None]
+        seen = place <= answer if sites.causal else torch.ones_like(place, dtype=torch.bool)
         if batch.attention_mask is not None:
-            seen &= batch.attention_mask[:, :length]
+            seen = seen & batch.attention_mask[:, :length]
         with inputs_of(modules) as found:
             hidden_states(model, batch, length)
-        sums = [total + of(inputs[seen]).sum(0) for total, inputs in zip(sums, found, strict=True)]
-        tokens += int(seen.sum())
-    return sums, tokens
+        shown = [place == answer if alone else seen for alone in narrow]
+        sums = [total + of(inputs[at]).sum(0) for total, inputs, at in zip(sums, found, shown, strict=True)]
+        tokens = [count + int(at.sum()) for count, at in zip(tokens, shown, strict=True)]
+    return list(zip(sums, tokens, strict=True))
 
 
 def _magnitude(request: Request) -> Tensor:

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from workbench.errors import UserError
-from workbench.models.anatomy import Anatomy, anatomy, blocks, head_shape, neuron_shape
+from workbench.models.anatomy import Anatomy, anatomy, blocks, head_shape, is_known, neuron_shape
 from workbench.models.fingerprint import fixed_batch
 from workbench.models.shrunk import SHRUNK
 
@@ -41,8 +41,13 @@ def shrink(
         heads_removed: numbers of attention heads, as `units_of(model, "heads")` counts them.
 
     Raises:
-        UserError: an unknown architecture, or a number that no unit has.
+        UserError: an unknown architecture or one that has no smaller form, or a number that no unit has.
     """
+    if is_known(model) and type(model).__name__ not in SHRUNK:
+        raise UserError(
+            f"units cannot be cut out of a {type(model).__name__}, only out of {' and '.join(SHRUNK)}; to mask them use the "
+            "analysis 'pruning'."
+        )
     neurons = _kept(neurons_removed, neuron_shape(model), "neurons")
     heads = _kept(heads_removed, head_shape(model), "heads")
     cut: Any = copy.deepcopy(model).eval()

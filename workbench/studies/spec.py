@@ -101,7 +101,7 @@ class PretrainSpec(_Training):
     protocol: str = "pretraining"
     compiled: str | None = Field(default=None, description="capability whose compiled weights it starts from; 0 steps then")
     noise: float | None = Field(
-        default=None, ge=0, description="standard deviation of the noise on compiled weights; 0.001 when absent"
+        default=None, ge=0, description="standard deviation of the noise on compiled weights; 0.0001 when absent"
     )
 
     @model_validator(mode="before")
@@ -109,7 +109,7 @@ class PretrainSpec(_Training):
     def _compiled_is_ready(cls, body: Any) -> Any:
         """Compiled weights need no training; what is trained nevertheless is the capability that they have."""
         if isinstance(body, Mapping) and body.get("compiled") is not None:
-            ready = {"protocol": "single_operand", "capability": body["compiled"], "steps": 0, "lr": 1e-3, "noise": 1e-3}
+            ready = {"protocol": "single_operand", "capability": body["compiled"], "steps": 0, "lr": 1e-3, "noise": 1e-4}
             return {**ready, **body}
         return body
 

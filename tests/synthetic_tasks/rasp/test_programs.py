@@ -2,16 +2,22 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from synthetic_tasks.rasp import programs
 from synthetic_tasks.rasp.interpreter import interpret
+from workbench.models.compiled import NOISE
 
 SOME = 10_000
 PAPER = "cadabcbadfbgcebbahjibdefihfegabgfhjcbeddhjibab"
 """46 letters [Jain+23 Fig 12]: 6 a, 10 b."""
 TEXT = st.text("abcdef", min_size=1, max_size=8)
+
+
+def worst_label(found, wanted):
+    """Accuracy on the answer that is got wrong most often."""
+    return min((found == wanted)[wanted == label].mean() for label in np.unique(wanted))
 
 
 def place(texts):
@@ -84,14 +90,37 @@ class TestWeights:
         assert (answers(compiled(programs.reverse(), 8, 6), texts) == place(texts[:, ::-1])).all()
         assert (answers(compiled(programs.sort(), 8, 6), texts) == place(np.sort(texts, axis=1))).all()
 
-    @settings(max_examples=5, deadline=None)
-    @given(seed=st.integers(0, 1000))
-    def test_the_noise_before_training_hardly_costs_accuracy(self, compiled, answers, seed):
-        # Measured: worst of 16 noise seeds .987 (counter), worst of 24 .997 (largest).
+    @pytest.mark.parametrize("seed", range(5))
+    def test_the_noise_before_training_costs_no_label_its_accuracy(self, compiled, answers, seed):
+        """The paper's two programs: every count there is, and every letter that occurs (worst of 5 seeds measured: 1.0)."""
         rng = np.random.default_rng(seed)
-        texts = rng.integers(0, 10, (300, 46))
-        found = answers(compiled(programs.counter("a"), 46, 10), texts, noise=0.001, seed=seed)
-        assert (found[:, 1].astype(int) == (texts == 0).sum(1)).mean() > 0.9
-        texts = rng.permuted(np.tile(np.arange(26), (300, 1)), axis=1)[:, :10]
-        found = answers(compiled(programs.kth_largest(5), 10, 26), texts, noise=0.001, seed=seed)
-        assert (found[:, 1] == place(np.sort(texts, axis=1)[:, 4])).mean() > 0.9
+        held = rng.permuted(np.repeat(np.tri(47, 46, -1, dtype=bool), 10, axis=0), axis=1)  # 0..46 places, ten times each
+        texts = np.where(held, 0, rng.integers(1, 10, held.shape))
+        found = answers(compiled(programs.counter("a"), 46, 10), texts, noise=NOISE, seed=seed)[:, 1]
+        assert worst_label(found, (texts == 0).sum(1).astype(str)) >= 0.99
+        texts = rng.permuted(np.tile(np.arange(26), (500, 1)), axis=1)[:, :10]
+        for k in (5, 7):
+            found = answers(compiled(programs.kth_largest(k), 10, 26), texts, noise=NOISE, seed=seed)[:, 1]
+            assert worst_label(found, place(np.sort(texts, axis=1)[:, k - 1])) >= 0.99
+
+    @pytest.mark.parametrize("seed", range(2))
+    def test_nor_do_the_other_programs_lose_one(self, compiled, answers, seed):
+        texts = np.random.default_rng(seed).integers(0, 6, (500, 8))
+        counts = (texts[:, :, None] == texts[:, None, :]).sum(2)
+        for program, wanted in (
+            (programs.reverse(), place(texts[:, ::-1])),
+            (programs.sort(), place(np.sort(texts, axis=1))),
+            (programs.histogram(), counts.astype(str)),
+        ):
+            assert worst_label(answers(compiled(program, 8, 6), texts, noise=NOISE, seed=seed), wanted) >= 0.99
+
+    def test_ten_times_that_noise_would_cost_large_counts(self, compiled, answers):
+        """Why the noise is no larger: the error of a width grows with the width."""
+        texts = np.triu(np.ones((47, 46), dtype=np.int64), k=0)
+        wrong = [
+            answers(compiled(programs.counter("a"), 46, 10), texts, noise=10 * NOISE, seed=seed)[:, 1]
+            != np.arange(47).astype(str)
+            for seed in range(5)
+        ]
+        assert not np.any(wrong, axis=0)[:5].any()
+        assert np.any(wrong, axis=0)[20:40].mean() > 0.5

@@ -91,9 +91,27 @@ def _without(name):
     return write
 
 
+def _with_meta(**changes):
+    def write(path, recorded):
+        meta = {**json.loads(str(recorded["meta"])), **changes}
+        np.savez(path, **{**recorded, "meta": np.array(json.dumps(meta))})
+
+    return write
+
+
 @pytest.mark.parametrize(
     ("write", "says"),
     [
+        (_with_meta(output_residual_index=[19]), "output_residual_index 19 is none of the 19 residual directions"),
+        (_with_meta(output_residual_index=[-1]), "output_residual_index -1 is none"),
+        (_with_meta(output_residual_index=None), "NoneType"),
+        (
+            _with_meta(num_heads=5),
+            "num_heads 5 times key_size 12 and residual_size 19 do not fit transformer/layer_0/attn/query",
+        ),
+        (_with_meta(mlp_hidden_size=7), "mlp_hidden_size 7 and residual_size 19 do not fit transformer/layer_0/mlp/linear_1"),
+        (_with_meta(residual_size=20), "residual_size 20 is not the number of residual_labels, 19"),
+        (_with_meta(num_layers=3), "layer_2"),
         (lambda path, recorded: None, "No such file"),
         (lambda path, recorded: path.write_text("no archive"), "ValueError|UnpicklingError|pickle"),
         (_without("meta"), "meta"),
