@@ -15,7 +15,7 @@ from workbench.models.compiled import NOISE, build
 from workbench.models.fingerprint import weights_sha256
 from workbench.protocols import compiled_weights, load_task
 from workbench.studies.plan import plan
-from workbench.studies.spec import parse_study
+from workbench.studies.spec import load_study, parse_study, preset_names
 
 COMPILED = """
 study: compiled
@@ -118,6 +118,22 @@ class TestPlan:
         made = plan(parse_study(yaml.safe_load(COMPILED)))
         parameters = compiled_weights(load_task(made.spec.task)).parameters()
         assert made.stages[0].bytes == 4 * parameters * 3
+
+
+class TestPresets:
+    @pytest.mark.parametrize("name", [n for n in preset_names() if n.startswith("compiled_")])
+    def test_all_start_from_the_noise_that_costs_no_accuracy(self, name):
+        assert {base.noise for base in load_study(name).pretrain.values()} == {NOISE}
+
+    def test_the_counter_has_the_shares_of_fig_48_and_the_reverse_rates_of_tab_4(self):
+        made = plan(load_study("compiled_counter"))
+        medium = {p.correlation.share: p for p in made.pairs if made.spec.finetune[p.name].lr == 1e-2}
+        assert sorted(medium) == [0, 0.5, 0.8, 0.9, 1]
+        for pair in medium.values():
+            rates = {arm: stage.spec["training"]["lr"] for arm, stage in pair.arms.items()}
+            assert {rates["revived"], rates["revived@0.001"]} == {1e-4, 1e-3}
+        assert {made.spec.finetune[p.name].lr for p in made.pairs if not p.arms} == {1e-4}
+        assert sum(stage.seconds for stage in made.stages) / 2 < 25 * 60
 
 
 class TestRun:

@@ -26,7 +26,8 @@ NOISE = 1e-4
 
 It must not cost accuracy, and the paper's .001 does in these weights: a width d is read from the share 1 / (d + 1) that BOS
 is attended, so that an error e of the attention logits, which are about 10 and inherit the noise of every weight before
-them, is an error d e of the width. At .001 counts from 7 on are missed; at .0001 no label of any program is."""
+them, is an error d e of the width. At .001 counts from 7 on are missed; at .0001 no
+label of the five programs' default tasks is (five seeds of the noise)."""
 
 
 class CompiledConfig(PreTrainedConfig):
