@@ -25,7 +25,7 @@ def mean_of(key, prior, rate, share, **more):
 def test_every_view_is_tidy_with_one_value_per_point(grid, reads):
     rows = {"pruning": ("rate_name", "c_tr"), "probing": ("rate_name", "c_tr"), "ends": ("rate_name", "c_tr")}
     rows = {"accuracy": ("rate_name", "share"), "revival": ("rate_name", "reverse_rate"), **rows}
-    table, levels = tidy(grid, View(reads, role="pt", rows=rows[reads]))
+    table, levels, _ = tidy(grid, View(reads, role="pt", rows=rows[reads]))
     assert list(table.columns) == list(TIDY)
     assert list(levels.columns) == list(LEVELS)
     assert len(table)
@@ -38,14 +38,14 @@ def test_every_view_is_tidy_with_one_value_per_point(grid, reads):
 @pytest.mark.parametrize("reads", READS)
 def test_a_view_of_what_is_not_done_is_empty(tmp_path, reads):
     study = fake_grid(tmp_path, done=lambda pair, analysis: False)
-    table, levels = tidy(Grid(study), View(reads))
+    table, levels, _ = tidy(Grid(study), View(reads))
     assert table.empty
     assert levels.empty
     assert list(table.columns) == list(TIDY)
 
 
 def test_accuracy_has_a_panel_per_prior_and_rate_and_kind_of_texts(grid):
-    table, levels = tidy(grid, View("accuracy", {}, "ft", "c_tr", "prior", ("rate_name", "share")))
+    table, levels, _ = tidy(grid, View("accuracy", {}, "ft", "c_tr", "prior", ("rate_name", "share")))
     assert list(table["column"].unique()) == ["pretraining prior 0.99", "pretraining prior 0.5"]
     rows = [f"{rate} rate, {texts} texts" for rate in ("large", "medium") for texts in ("uncorrelated", "correlated")]
     assert list(table["row"].unique()) == rows
@@ -64,7 +64,7 @@ def test_accuracy_has_a_panel_per_prior_and_rate_and_kind_of_texts(grid):
 
 
 def test_accuracy_shows_the_ability_that_is_asked_for(grid):
-    table, _ = tidy(grid, View("accuracy", {"prior": 0.5, "rate": 1e-3}, "pt", "c_tr", "prior", "share"))
+    table, *_ = tidy(grid, View("accuracy", {"prior": 0.5, "rate": 1e-3}, "pt", "c_tr", "prior", "share"))
     assert list(table["row"].unique()) == ["uncorrelated texts", "correlated texts"]
     end = select(table, x=20, row="uncorrelated texts", line="100 % of texts correlated")
     assert list(end["value"]) == [mean_of("tuned_pt", 0.5, 1e-3, 1.0)]
@@ -74,9 +74,9 @@ def test_pairs_of_another_length_of_pretraining_do_not_share_a_line(grid):
     """`short` has prior, rate and share in common with a pair of the core."""
     view = View("accuracy", {"prior": 0.99, "rate": 1e-3, "share": 1.0}, "pt", rows="share")
     assert "short" not in view.pairs(grid)
-    assert tidy(grid, view)[0].duplicated(["column", "row", "line", "x"]).sum() == 0
+    assert tidy(grid, view).table.duplicated(["column", "row", "line", "x"]).sum() == 0
     by_length = View("accuracy", {"prior": 0.99, "rate": 1e-3, "share": 1.0}, "pt", rows=("pretrain_steps", "share"))
-    table, _ = tidy(grid, by_length)
+    table, *_ = tidy(grid, by_length)
     assert "50 pretraining steps, uncorrelated texts" in set(table["row"])
     end = select(table, x=20, row="50 pretraining steps, uncorrelated texts")
     assert list(end["value"]) == [mean_of("tuned_pt", 0.99, 1e-3, 1.0, short=True)]
@@ -85,7 +85,7 @@ def test_pairs_of_another_length_of_pretraining_do_not_share_a_line(grid):
 
 
 def test_pruning_shows_both_abilities_over_random_units(grid):
-    table, levels = tidy(grid, View("pruning", {"prior": 0.99, "rate": 1e-3}, columns="c_tr", rows="prior"))
+    table, levels, _ = tidy(grid, View("pruning", {"prior": 0.99, "rate": 1e-3}, columns="c_tr", rows="prior"))
     assert levels.empty
     panel = select(table, column="100 % of texts correlated")
     looks = dict(zip(panel["line"], panel["look"], strict=True))
@@ -102,7 +102,7 @@ def test_pruning_shows_both_abilities_over_random_units(grid):
 
 
 def test_probing_shows_controls_first_and_true_labels_only(grid):
-    table, _ = tidy(grid, View("probing", {"prior": 0.99, "rate": 1e-3}, "pt", columns="c_tr"))
+    table, *_ = tidy(grid, View("probing", {"prior": 0.99, "rate": 1e-3}, "pt", columns="c_tr"))
     panel = select(table, column="0 % of texts correlated", x=1)
     assert list(zip(panel["line"], panel["look"], strict=True)) == [
         ("never had it", "never_had_it"),
@@ -114,7 +114,7 @@ def test_probing_shows_controls_first_and_true_labels_only(grid):
 
 
 def test_revival_has_an_axis_of_reverse_rates_and_its_controls_behind(grid):
-    table, levels = tidy(grid, View("revival", {"rate": 1e-3}, columns="prior", rows="reverse_rate"))
+    table, levels, _ = tidy(grid, View("revival", {"rate": 1e-3}, columns="prior", rows="reverse_rate"))
     assert list(table["row"].unique()) == ["reverse rate 5e-05", "reverse rate 0.0005"]
     panel = select(table, column="pretraining prior 0.99", row="reverse rate 5e-05")
     assert list(panel["look"].unique()) == ["scratch", "never_had_it", "rank 0 of 2", "rank 1 of 2"]
@@ -128,13 +128,20 @@ def test_revival_has_an_axis_of_reverse_rates_and_its_controls_behind(grid):
     assert set(zip(levels["column"], levels["row"], strict=True)) == set(zip(table["column"], table["row"], strict=True))
 
 
+def test_panels_come_in_the_order_of_their_axes_whatever_the_first_of_them_lacks(without):
+    """Only the smaller rate is there for the first prior: the larger one comes first nevertheless."""
+    grid = without(lambda pair, analysis: "from=p99,lr=0.001" in pair.name or pair.name == "short")
+    panels = tidy(grid, View("pruning", {"share": 1.0}, columns="prior", rows="rate_name")).panels
+    assert panels == {"columns": ["pretraining prior 0.99", "pretraining prior 0.5"], "rows": ["large rate", "medium rate"]}
+
+
 def test_a_rate_at_which_nothing_was_revived_has_no_panel(grid):
-    table, _ = tidy(grid, View("revival", {"rate": 1e-4}, columns="prior", rows="reverse_rate"))
+    table, *_ = tidy(grid, View("revival", {"rate": 1e-4}, columns="prior", rows="reverse_rate"))
     assert set(table["row"]) == {"reverse rate 5e-05"}  # 5e-4 is no reverse rate of what was tuned at 1e-4
 
 
 def test_ends_stand_before_and_after_fine_tuning(grid):
-    table, _ = tidy(grid, View("ends", {"prior": 0.99, "rate": 1e-3, "share": 0.0}, columns="prior", rows="rate_name"))
+    table, *_ = tidy(grid, View("ends", {"prior": 0.99, "rate": 1e-3, "share": 0.0}, columns="prior", rows="rate_name"))
     assert set(table["x"]) == {0.0, 1.0}
     looks = dict(zip(table["line"], table["look"], strict=True))
     assert looks == {"counting a": "pt", "counting b": "ft", "token": "other 2"}
@@ -144,10 +151,10 @@ def test_ends_stand_before_and_after_fine_tuning(grid):
 
 
 def test_lines_are_coloured_in_the_order_of_their_axis(grid):
-    table, _ = tidy(grid, View("accuracy", {"share": 0.0}, "ft", "rate_name", "prior", "share"))
+    table, *_ = tidy(grid, View("accuracy", {"share": 0.0}, "ft", "rate_name", "prior", "share"))
     looks = dict(zip(table["line"], table["look"], strict=True))
     assert looks == {"large rate": "rank 0 of 2", "medium rate": "rank 1 of 2"}
-    table, _ = tidy(grid, View("accuracy", {"share": 0.0}, "ft", "prior", "rate_name", "share"))
+    table, *_ = tidy(grid, View("accuracy", {"share": 0.0}, "ft", "prior", "rate_name", "share"))
     assert dict(zip(table["line"], table["look"], strict=True)) == {
         "pretraining prior 0.99": "rank 0 of 2",
         "pretraining prior 0.5": "rank 1 of 2",
@@ -164,15 +171,15 @@ def partly_plain(tmp_path_factory):
 
 
 def test_an_axis_that_does_not_apply_is_a_line_and_a_panel_of_its_own(partly_plain):
-    table, _ = tidy(partly_plain, View("revival", columns="prior", rows="reverse_rate"))
+    table, *_ = tidy(partly_plain, View("revival", columns="prior", rows="reverse_rate"))
     looks = {line: look for line, look in zip(table["line"], table["look"], strict=True) if look.startswith("rank")}
     assert looks == {"100 % of texts correlated": "rank 0 of 2", "no correlation in training": "rank 1 of 2"}
-    table, _ = tidy(partly_plain, View("probing", role="pt", columns="c_tr", rows="prior"))
+    table, *_ = tidy(partly_plain, View("probing", role="pt", columns="c_tr", rows="prior"))
     assert list(table["column"].unique()) == ["100 % of texts correlated", "no correlation in training"]
 
 
 def test_without_axes_there_is_one_panel(partly_plain):
-    table, _ = tidy(partly_plain, View("probing", {"share": 1.0, "prior": 0.5}, "pt", columns=(), rows=()))
+    table, *_ = tidy(partly_plain, View("probing", {"share": 1.0, "prior": 0.5}, "pt", columns=(), rows=()))
     assert set(table["column"]) == set(table["row"]) == {""}
 
 

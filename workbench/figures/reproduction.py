@@ -14,7 +14,7 @@ from plotly.subplots import make_subplots
 
 from workbench.figures import words
 from workbench.figures.marks import ACCURACY, accuracy_axis, band, place, step_axis
-from workbench.figures.tables import distinct, first, groups, largest, select, values
+from workbench.figures.tables import first, groups, largest, select, values
 from workbench.figures.theme import GREY, OTHERS, Style, finish, rgba, style
 from workbench.figures.words import broken
 from workbench.results import Result
@@ -40,7 +40,7 @@ _AXES = {
 def figure(result: Result) -> go.Figure:
     """Panels by `column` and `row`, lines by `line`; controls grey and behind; the paper's values faint where they compare."""
     table = result.tables["table"]
-    columns, rows = distinct(table, "column") or [""], distinct(table, "row") or [""]
+    columns, rows = (list(result.settings[name]) or [""] for name in ("columns", "rows"))
     titles = [broken(str(c), ALL_COLUMN_TITLES // len(columns)) for c in columns]
     fig = make_subplots(
         rows=len(rows),

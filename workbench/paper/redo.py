@@ -54,7 +54,7 @@ def _missing(entry: Reproduction, study: Study) -> UserError:
 
 
 def _view(entry: Reproduction, view: View, grid: Grid) -> Result:
-    table, levels = tidy(grid, view)
+    table, levels, panels = tidy(grid, view)
     if table.empty:
         raise _missing(entry, grid.study)
     paper = _marks(entry, view, grid, table)
@@ -81,7 +81,7 @@ def _view(entry: Reproduction, view: View, grid: Grid) -> Result:
         tables,
         tuple(headline),
         limits=tuple(limits),
-        settings={"x": X_AXES[view.reads], "rates": grid.rates(view.pairs(grid))},
+        settings={"x": X_AXES[view.reads], "rates": grid.rates(view.pairs(grid)), **panels},
         provenance={"seeds": grid.seeds(view.analysis, view.pairs(grid))},
     )
 
@@ -141,7 +141,7 @@ def _table(entry: Reproduction, wanted: Table, grid: Grid) -> Result:
         printed = published.accuracies(wanted.published)
         printed = keep(printed, printed["its"] == 10_000)
         nearest = _nearest(grid)
-    ours = ours.sort_values(["pretrain_steps", "rate", "prior"], ascending=False, kind="stable")
+    ours = ours.sort_values(["rate", "prior", "pretrain_steps"], ascending=False, kind="stable")
     several = len(distinct(ours, "pretrain_steps")) > 1
     rows: list[dict[str, Any]] = []
     for cell in ours.to_dict("records"):

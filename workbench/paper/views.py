@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import pandas as pd
 
 from workbench.figures import words
-from workbench.figures.tables import keep, select
+from workbench.figures.tables import distinct, keep, select
 from workbench.paper.grid import ONLY, RATES, Grid
 from workbench.verdict import REVIVED_AT
 
@@ -58,19 +58,38 @@ def _names(axes: str | tuple[str, ...]) -> tuple[str, ...]:
     return (axes,) if isinstance(axes, str) else axes
 
 
-def tidy(grid: Grid, view: View) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The table of a view and its reference levels (columns `LEVELS`), both empty where nothing is done.
+class Tidy(NamedTuple):
+    """What a figure draws."""
+
+    table: pd.DataFrame
+    """Points, columns `TIDY`."""
+    levels: pd.DataFrame
+    """Reference levels, columns `LEVELS`."""
+    panels: dict[str, list[str]]
+    """`columns` and `rows` of the panels in the order of their axes."""
+
+
+def tidy(grid: Grid, view: View) -> Tidy:
+    """The table of a view and its reference levels, both empty where nothing is done.
 
     Raises:
         ValueError: the pairs differ in something that is no axis of the view.
     """
     table, levels = _READERS[view.reads](grid, view, view.pairs(grid))
+    panels: dict[str, list[str]] = {"columns": [], "rows": []}
     if len(table):
         if table.duplicated(["column", "row", "line", "x"]).any():
             raise ValueError(f"{view} joins several pairs in one line; make what they differ in an axis")
-        # Panels in the order of their axes; within a panel lines stay as they came, controls first.
-        table = table.sort_values(view.panels, key=_in_order, kind="stable") if view.panels else table
-    return table.reindex(columns=list(TIDY)).reset_index(drop=True), levels.reindex(columns=list(LEVELS))
+        # Within a panel lines stay as they came, controls first.
+        for name, axes in (("column", _names(view.columns)), ("row", _names(view.rows))):
+            panels[f"{name}s"] = distinct(_sorted(table, axes), name)
+        table = _sorted(_sorted(table, _names(view.columns)), _names(view.rows))
+    table = table.reindex(columns=list(TIDY)).reset_index(drop=True)
+    return Tidy(table, levels.reindex(columns=list(LEVELS)), panels)
+
+
+def _sorted(table: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:
+    return table.sort_values(list(axes), key=_in_order, kind="stable") if axes else table
 
 
 def _in_order(axis: pd.Series) -> pd.Series:
