@@ -83,7 +83,7 @@ def test_claims_as_json_and_in_words(cli, store, never_run):
     # At the small rate .8 correlated texts leave .85 - .64 - .1 of the trained ability, with .01 for the mean seed.
     said = "q1: the same at the small rate with 80 % of texts correlated"
     assert found[said] == pytest.approx(0.95 - 0.11 - 0.01, abs=0.005)
-    assert found["q2: its accuracy less that with all texts correlated"] is None
+    assert found["q2: its accuracy minus that with all texts correlated"] is None
     agrees = pd.read_parquet(body["tables"]["claims"]).set_index("claim")["agrees"]
     assert agrees["q2"] == "not measured"
     assert agrees["pruning"] == "partly"

@@ -178,7 +178,7 @@ CLAIMS: tuple[Claim, ...] = (
         "correlated, and at the small rate it never learns the ability where the shortcut fails.",
         (
             Contrast(
-                "trained ability, correlated less uncorrelated texts, all texts correlated in training",
+                "trained ability, correlated minus uncorrelated texts, all texts correlated in training",
                 "above",
                 CLEAR,
                 _less("behaviour", "tuned_ft_correlated", "tuned_ft", LOW, EVERY_RATE, (1.0,)),
@@ -211,7 +211,7 @@ CLAIMS: tuple[Claim, ...] = (
                 _way([*MEDIUM, *HIGH], EVERY_RATE, (0.5, 0.8)),
             ),
             Contrast(
-                "its accuracy less that with all texts correlated",
+                "its accuracy minus that with all texts correlated",
                 "above",
                 ROOM,
                 _mean("tuned_ft", [*MEDIUM, *HIGH], EVERY_RATE, (0.5, 0.8), ([*MEDIUM, *HIGH], EVERY_RATE, (1.0,))),
@@ -223,13 +223,13 @@ CLAIMS: tuple[Claim, ...] = (
         "The pretraining ability is lost fastest with a low prior and many correlated texts.",
         (
             Contrast(
-                "pretraining ability along fine-tuning, high less low prior, all texts correlated",
+                "pretraining ability along fine-tuning, high minus low prior, all texts correlated",
                 "above",
                 0.0,
                 _area("pt", (HIGH, EVERY_RATE, (1.0,)), (LOW, EVERY_RATE, (1.0,))),
             ),
             Contrast(
-                "the same, no less all texts correlated, low prior",
+                "the same with no minus with all texts correlated, low prior",
                 "above",
                 0.0,
                 _area("pt", (LOW, EVERY_RATE, (0.0,)), (LOW, EVERY_RATE, (1.0,))),
@@ -241,13 +241,13 @@ CLAIMS: tuple[Claim, ...] = (
         "The more texts are correlated, the slower the trained ability is learned and the faster the other is lost.",
         (
             Contrast(
-                "trained ability along fine-tuning where the shortcut fails, no less 80 % correlated",
+                "trained ability along fine-tuning where the shortcut fails, none minus 80 % correlated",
                 "above",
                 0.0,
                 _area("ft", ([*LOW, *MEDIUM], EVERY_RATE, (0.0,)), ([*LOW, *MEDIUM], EVERY_RATE, (0.8,))),
             ),
             Contrast(
-                "pretraining ability along fine-tuning, no less all texts correlated, all priors",
+                "pretraining ability along fine-tuning, none minus all texts correlated, all priors",
                 "above",
                 0.0,
                 _area("pt", ([*LOW, *MEDIUM, *HIGH], EVERY_RATE, (0.0,)), ([*LOW, *MEDIUM, *HIGH], EVERY_RATE, (1.0,))),
@@ -296,7 +296,7 @@ CLAIMS: tuple[Claim, ...] = (
         (
             Contrast("share of cells probed within .10 of their base", "above", 0.5, _kept_readable),
             Contrast(
-                "probe of the tuned less the base model, large rate, low prior, no text correlated",
+                "probe of the tuned minus the base model, large rate, low prior, no text correlated",
                 "below",
                 -ROOM,
                 _less("probing", "tuned_probe", "base_probe", LOW, ("large",), (0.0,)),
