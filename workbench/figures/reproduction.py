@@ -40,7 +40,7 @@ _AXES = {
 def figure(result: Result) -> go.Figure:
     """Panels by `column` and `row`, lines by `line`; controls grey and behind; the paper's values faint where they compare."""
     table = result.tables["table"]
-    columns, rows = (list(result.settings[name]) or [""] for name in ("columns", "rows"))
+    columns, rows = (_panels(result, name) for name in ("column", "row"))
     titles = [broken(str(c), ALL_COLUMN_TITLES // len(columns)) for c in columns]
     fig = make_subplots(
         rows=len(rows),
@@ -80,6 +80,12 @@ def figure(result: Result) -> go.Figure:
     more = LINE * (max(map(len, titles)) - 1)
     finish(fig, str(result.settings["title"]), _subtitle(result), height=150 + more + PANEL * len(rows), top=104 + more)
     return fig.update_layout(margin_r=20 + 16 * max(len(broken(str(row), ROW_TITLE)) for row in rows))
+
+
+def _panels(result: Result, name: str) -> list[str]:
+    """Titles of the columns or rows, in the order of their axes where the result knows it."""
+    given = result.settings.get(f"{name}s") or distinct(result.tables["table"], name)
+    return [str(title) for title in given] or [""]
 
 
 def _subtitle(result: Result) -> str:

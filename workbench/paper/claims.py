@@ -190,7 +190,7 @@ CLAIMS: tuple[Claim, ...] = (
                 _less("behaviour", "tuned_ft_correlated", "tuned_ft", LOW, ("small",), (0.8,)),
             ),
             Contrast(
-                "trained ability where the shortcut fails, of the way from the best guess, small rate, no text correlated",
+                "trained ability over the best guess where the shortcut fails, small rate, no text correlated",
                 "below",
                 HAS_IT,
                 _way(LOW, ("small",), (0.0,)),
@@ -205,7 +205,7 @@ CLAIMS: tuple[Claim, ...] = (
         "With a high or medium prior the shortcut is avoided unless every training text is correlated.",
         (
             Contrast(
-                "trained ability where the shortcut fails, of the way from the best guess, 50 or 80 % of texts correlated",
+                "trained ability over the best guess where the shortcut fails, 50 or 80 % of texts correlated",
                 "above",
                 HAS_IT,
                 _way([*MEDIUM, *HIGH], EVERY_RATE, (0.5, 0.8)),
