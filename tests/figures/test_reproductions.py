@@ -253,7 +253,10 @@ def test_claims_are_dots_with_intervals_against_thresholds(results):
     measured = [(i, row) for i, row in enumerate(rows) if math.isfinite(row["value"])]
     dots = {(x, y) for t in fig.data[:-1] for x, y in zip(t.x, t.y, strict=True)}
     assert dots == {(row["value"], i) for i, row in measured}
-    assert {"agrees", "unclear"} <= set(names(fig))
+    said = {"yes": "agrees", "no": "disagrees", "unclear": "unclear"}
+    kinds = {said[row["agrees"]] for _, row in measured}
+    assert len(kinds) > 1
+    assert kinds <= set(names(fig))
     bars = fig.data[-1]
     assert list(bars.x) == [float(row["predicted"].split()[1]) for row in rows]
     right = [symbol == "triangle-right-open" for symbol in bars.marker.symbol]

@@ -14,7 +14,7 @@ from plotly.subplots import make_subplots
 
 from workbench.figures import words
 from workbench.figures.marks import ACCURACY, accuracy_axis, band, place, step_axis
-from workbench.figures.tables import first, groups, largest, select, values
+from workbench.figures.tables import distinct, first, groups, largest, select, values
 from workbench.figures.theme import GREY, OTHERS, Style, finish, rgba, style
 from workbench.figures.words import broken
 from workbench.results import Result
