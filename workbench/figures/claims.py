@@ -12,7 +12,7 @@ from workbench.figures.words import broken
 from workbench.results import Result
 
 COLORS = {"yes": GREEN, "no": VERMILLION, "unclear": ORANGE, "not measured": GREY}
-LINE, ROW = 100, 46
+LINE, ROW = 112, 46
 """Characters of a contrast in one line of a narrow page, and the height of a contrast in pixels."""
 
 
