@@ -83,7 +83,8 @@ def test_an_empty_store_names_the_command_that_fills_it(open_page, page):
 
 def test_the_paper_page_shows_claims_and_what_was_redone(open_page, stores):
     from workbench.figures import alt
-    from workbench.paper.claims import Claim, Contrast, judge
+    from workbench.paper.claims import Claim, judge
+    from workbench.paper.contrasts import Contrast
     from workbench.paper.grid import Contrasted, Grid
     from workbench.statistics import Interval
     from workbench.studies.handle import Study

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.paper.fake_grid import made_once
+from tests.paper.fake_grid import MAKERS, made_once
 from workbench.paper.grid import Grid
 from workbench.runs import Store
 from workbench.studies.handle import Study
 from workbench.studies.plan import PairPlan
+from workbench.studies.spec import load_study
 
 
 @pytest.fixture(scope="session")
@@ -42,3 +44,19 @@ def without(study: Study, tmp_path: Path) -> Callable[[Callable[[PairPlan, str],
         return Grid(Study(study.spec, Store(root)))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory):
+    """The core of the preset with the invented numbers of `fake_grid.said`, two seeds, in memory alone."""
+    study = Study(load_study("grid_counting"), Store(tmp_path_factory.mktemp("whole")))
+    grid = Grid(study)
+    for planned in study.plan.pairs:
+        if planned.name.startswith("core,"):
+            for analysis in planned.analyses:
+                result = MAKERS[analysis](planned)
+                pooled = replace(result, provenance={**result.provenance, "seeds": [0, 1]})
+                grid.read_results.update(
+                    {(planned.name, analysis, planned.seed): result, (planned.name, analysis, None): pooled}
+                )
+    return grid

@@ -18,6 +18,7 @@ import pytest
 
 from tests.apps.fake_store import FT, OTHER, PT, N, correct, finish, write
 from workbench.measures import derived, proportion_row
+from workbench.paper.grid import Grid
 from workbench.results import Metric, Result
 from workbench.runs import Store
 from workbench.statistics import bootstrap_mean
@@ -249,3 +250,15 @@ MAKERS: dict[str, Callable[[PairPlan], Result]] = {
     "probing": probing,
     "revival": revival,
 }
+
+
+def changed(grid, analysis, metric, value, where=lambda pair, seed: True):
+    """The grid with a headline number replaced."""
+    results = dict(grid.read_results)
+    for (pair, of, seed), result in grid.read_results.items():
+        if of == analysis and seed is not None and where(pair, seed):
+            headline = tuple(
+                replace(m, value=value, draws=(value,) * 100) if m.metric == metric else m for m in result.headline
+            )
+            results[pair, of, seed] = replace(result, headline=headline)
+    return Grid(grid.study, read_results=results)

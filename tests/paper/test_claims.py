@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.apps.fake_store import N
-from tests.paper.fake_grid import MAKERS, SPEC, fake_grid, name
-from workbench.paper.claims import CLAIMS, Claim, Contrast, agreement, judge, outcome
+from tests.paper.fake_grid import SPEC, changed, fake_grid, name
+from workbench.paper.claims import CLAIMS, Claim, agreement, judge, outcome
+from workbench.paper.contrasts import Contrast
 from workbench.paper.grid import Contrasted, Grid, named
 from workbench.runs import Store
 from workbench.statistics import Interval
@@ -151,22 +151,6 @@ def test_claims_have_names_sentences_and_contrasts_in_words():
         assert all(c.side in OTHER and "_" not in c.says for c in claim.contrasts)
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """The core of the preset with the invented numbers of `fake_grid.said`, two seeds, in memory alone."""
-    study = Study(load_study("grid_counting"), Store(tmp_path_factory.mktemp("whole")))
-    grid = Grid(study)
-    for planned in study.plan.pairs:
-        if planned.name.startswith("core,"):
-            for analysis in planned.analyses:
-                result = MAKERS[analysis](planned)
-                pooled = replace(result, provenance={**result.provenance, "seeds": [0, 1]})
-                grid.read_results.update(
-                    {(planned.name, analysis, planned.seed): result, (planned.name, analysis, None): pooled}
-                )
-    return grid
-
-
 # Worked out by hand from `fake_grid.said`: means over rates, priors and seeds; .02 for seed 1 leaves .01 on average.
 EXPECTED = {
     "q1": [0.95 - 0.06, 0.95 - (0.85 - 0.64 - 0.1 + 0.01), (0.85 - 0.1 + 0.01 - 0.3) / 0.7],
@@ -205,25 +189,6 @@ def test_cells_that_a_study_lacks_are_not_measured(grid):
     (row,) = table[table["agrees"] == "not measured"].loc[["gain over random neurons there"]].to_dict("records")
     assert row["why"] == "the study 'small_grid' has no pairs of the kind that is compared; compare others."
     assert row["by_seed"] == ""
-
-
-def changed(grid, analysis, metric, value, where=lambda pair, seed: True):
-    """The grid with a headline number replaced."""
-    results = dict(grid.read_results)
-    for (pair, of, seed), result in grid.read_results.items():
-        if of == analysis and seed is not None and where(pair, seed):
-            headline = tuple(
-                replace(m, value=value, draws=(value,) * 100) if m.metric == metric else m for m in result.headline
-            )
-            results[pair, of, seed] = replace(result, headline=headline)
-    return Grid(grid.study, read_results=results)
-
-
-def test_probes_that_read_any_model_show_nothing(whole):
-    (claim,) = [claim for claim in CLAIMS if claim.name == "probing"]
-    first = judge(changed(whole, "probing", "room_never", 0.04), [claim]).table.iloc[0]
-    assert first["agrees"] == "not measured"
-    assert "as well from a model that never had the ability (base less that model 0.04, it would need 0.10)" in first["why"]
 
 
 def test_a_seed_whose_base_lacks_the_ability_is_left_out(whole):
@@ -266,22 +231,6 @@ def test_the_preset_has_the_cells_of_every_contrast(tmp_path, scale, preset, low
             assert axes["prior"][pair] in (low, 0.9, 0.5)
             assert analysis != "revival" or pair in grid.study.spec.revived
     assert {axes["prior"][pair] for _, plus, _ in asked for pair in plus} == {low, 0.9, 0.5}
-
-
-def test_a_model_that_is_there_from_the_start_counts_with_the_first_step_of_the_grid(study):
-    """A ratio with 0 steps would be 0 or infinite; nothing is resolved below the grid's first step, 5 here."""
-    instant = name("p5", 1e-3, 1.0)
-    grid = Grid(study)
-    for seed in (0, 1):
-        for pair in grid.axes["pair"]:
-            result = study.result(pair, "revival", seed)
-            steps = result.metric("steps_revived")
-            zero = replace(steps, value=0.0, draws=(0.0,) * len(steps.draws))
-            headline = tuple(zero if m is steps and pair == instant else m for m in result.headline)
-            grid.read_results[pair, "revival", seed] = replace(result, headline=headline)
-    (claim,) = [claim for claim in CLAIMS if claim.name == "revival"]
-    found = claim.contrasts[1].of(grid).interval
-    assert found.value == pytest.approx(math.sqrt(math.sqrt(5 * 10) / 40 * math.sqrt(5 * 20) / 80))
 
 
 def test_with_nothing_done_nothing_is_measured(tmp_path):

@@ -8,39 +8,35 @@ fail, agrees partly when some hold, and is unclear otherwise.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import pandas as pd
 
 from workbench.errors import UserError
-from workbench.figures.tables import select, values
-from workbench.paper.grid import Contrasted, Grid, named
+from workbench.paper.contrasts import (
+    EVERY_RATE,
+    HIGH,
+    LOW,
+    MEDIUM,
+    Contrast,
+    along_training,
+    difference,
+    kept_readable,
+    mean_of,
+    over_best_guess,
+    steps_ratio,
+)
+from workbench.paper.grid import Contrasted, Grid
 from workbench.replicates import few_seeds
 from workbench.results import Metric, Result
-from workbench.statistics import Interval, Pool
+from workbench.statistics import Interval
 from workbench.verdict import HAS_IT, MASKED, RECOVERED, ROOM
 
 Agreement = Literal["yes", "partly", "no", "unclear", "not measured"]
 CLEAR = 0.5
 """Difference of accuracies that a reader of the paper's plots would call "works here and not there"."""
-LOW, MEDIUM, HIGH = ["low"], ["medium"], ["high"]
-
-
-Measure = Callable[[Grid], Contrasted]
-
-
-@dataclass(frozen=True)
-class Contrast:
-    """One number that a claim predicts the side of."""
-
-    says: str
-    """What is measured, in words."""
-    side: Literal["above", "below"]
-    threshold: float
-    of: Measure
-    """The number with its interval, examples and seeds."""
 
 
 @dataclass(frozen=True)
@@ -54,123 +50,6 @@ class Claim:
     """Why a measurement that does not agree may not, written after looking."""
 
 
-def _pairs(grid: Grid, prior: Sequence[str], rates: Sequence[str], shares: Sequence[float]) -> list[str]:
-    """Pairs of the core: standard pretraining, these priors, rates and shares."""
-    return grid.where(prior=list(prior), rate_name=list(rates), share=list(shares), length="standard")
-
-
-def _revived(grid: Grid, *cells: Any) -> list[str]:
-    """The same without what the study does not mean to revive: nothing tuned at the rate of the revival or below it."""
-    return [name for name in _pairs(grid, *cells) if name in grid.study.spec.revived]
-
-
-EVERY_RATE = ("large", "medium", "small")
-CORE = ([*LOW, *MEDIUM, *HIGH], EVERY_RATE, (0.0, 0.5, 0.8, 1.0))
-
-
-def _mean(
-    metric: str,
-    prior: Sequence[str],
-    rates: Sequence[str],
-    shares: Sequence[float],
-    less: tuple[Sequence[str], Sequence[str], Sequence[float]] | None = None,
-    analysis: str = "behaviour",
-    pool: Pool = "mean",
-) -> Measure:
-    """Mean of a headline number over cells, less (or over, geometrically) that of other cells."""
-
-    def of(grid: Grid) -> Contrasted:
-        cells = _revived if analysis == "revival" else _pairs
-        minus = cells(grid, *less) if less else None
-        return grid.contrast(analysis, named(metric), cells(grid, prior, rates, shares), minus, pool)
-
-    return of
-
-
-def _steps(
-    plus: tuple[Sequence[str], Sequence[str], Sequence[float]], minus: tuple[Sequence[str], Sequence[str], Sequence[float]]
-) -> Measure:
-    """Ratio of the steps that revival takes; a model that is there within the first point of the grid counts as that point."""
-
-    def read(result: Result) -> Metric | None:
-        found = named("steps_revived")(result)
-        if found is None:
-            return None
-        steps = values(select(result.tables["table"], arm="revived"), "step")
-        floor = float(steps[steps > 0].min(initial=math.inf))
-        return replace(found, value=max(found.value, floor), draws=tuple(max(draw, floor) for draw in found.draws))
-
-    return lambda grid: grid.contrast("revival", read, _revived(grid, *plus), _revived(grid, *minus), "geometric")
-
-
-def _less(analysis: str, metric: str, other: str, *cells: Any) -> Measure:
-    """Mean over cells of a headline number less another one of the same result."""
-
-    def read(result: Result) -> Metric | None:
-        one, two = named(metric)(result), named(other)(result)
-        if one is None or two is None:
-            return None
-        draws = tuple(a - b for a, b in zip(one.draws, two.draws, strict=True))
-        return Metric("difference", one.value - two.value, 0.0, 0.0, one.n, draws=draws)
-
-    return lambda grid: grid.contrast(analysis, read, _pairs(grid, *cells))
-
-
-def _way(*cells: Any) -> Measure:
-    """O_FT where the shortcut fails, as a share of the way from the best guess (0) to all right (1)."""
-
-    def read(result: Result) -> Metric | None:
-        found, guess = named("tuned_ft")(result), named("chance_ft")(result)
-        if found is None or guess is None:
-            return None
-        draws = tuple((draw - guess.value) / (1 - guess.value) for draw in found.draws)
-        return Metric("way", (found.value - guess.value) / (1 - guess.value), 0.0, 0.0, found.n, draws=draws)
-
-    return lambda grid: grid.contrast("behaviour", read, _pairs(grid, *cells))
-
-
-def _along(role: str) -> Callable[[Result], Metric | None]:
-    """Mean accuracy at C_Te = 0 along the fine-tuning, over the points of the evaluation grid: larger is sooner or longer."""
-
-    def read(result: Result) -> Metric | None:
-        rows = select(result.tables["table"], role=role, share=0.0)
-        if rows.empty:
-            return None
-        # No draws: the points of one training are not independent, so the interval is the one over seeds.
-        return Metric("area", float(values(rows, "value").mean()), 0.0, 0.0, int(values(rows, "n").min()))
-
-    return read
-
-
-def _area(
-    role: str,
-    plus: tuple[Sequence[str], Sequence[str], Sequence[float]],
-    minus: tuple[Sequence[str], Sequence[str], Sequence[float]],
-) -> Measure:
-    def of(grid: Grid) -> Contrasted:
-        return grid.contrast("behaviour", _along(role), _pairs(grid, *plus), _pairs(grid, *minus))
-
-    return of
-
-
-def _kept_readable(grid: Grid) -> Contrasted:
-    """Share of the cells whose tuned model is probed for O_PT within `ROOM` of its base, where a probe can tell anything."""
-    room = grid.contrast("probing", named("room_never"), _pairs(grid, *CORE))
-    if room.interval.value < ROOM:
-        raise UserError(
-            "a probe reads the answer as well from a model that never had the ability (base less that model "
-            f"{room.interval.value:.2f}, it would need {ROOM:.2f}), so that its being readable shows nothing."
-        )
-
-    def read(result: Result) -> Metric | None:
-        tuned, base = named("tuned_probe")(result), named("base_probe")(result)
-        if tuned is None or base is None:
-            return None
-        return Metric("near", float(tuned.value >= base.value - ROOM), 0.0, 1.0, base.n)
-
-    return grid.contrast("probing", read, _pairs(grid, *CORE))
-
-
 CLAIMS: tuple[Claim, ...] = (
     Claim(
         "q1",
@@ -181,19 +60,19 @@ CLAIMS: tuple[Claim, ...] = (
                 "trained ability, correlated minus uncorrelated texts, all texts correlated in training",
                 "above",
                 CLEAR,
-                _less("behaviour", "tuned_ft_correlated", "tuned_ft", LOW, EVERY_RATE, (1.0,)),
+                difference("behaviour", "tuned_ft_correlated", "tuned_ft", LOW, EVERY_RATE, (1.0,)),
             ),
             Contrast(
                 "the same at the small rate with 80 % of texts correlated",
                 "above",
                 CLEAR,
-                _less("behaviour", "tuned_ft_correlated", "tuned_ft", LOW, ("small",), (0.8,)),
+                difference("behaviour", "tuned_ft_correlated", "tuned_ft", LOW, ("small",), (0.8,)),
             ),
             Contrast(
                 "trained ability over the best guess where the shortcut fails, small rate, no text correlated",
                 "below",
                 HAS_IT,
-                _way(LOW, ("small",), (0.0,)),
+                over_best_guess(LOW, ("small",), (0.0,)),
             ),
         ),
         "The small rate here is 1/30 of the pretraining rate, the paper's 1/1000. At 1/300 (the very small rate in "
@@ -208,13 +87,13 @@ CLAIMS: tuple[Claim, ...] = (
                 "trained ability over the best guess where the shortcut fails, 50 or 80 % of texts correlated",
                 "above",
                 HAS_IT,
-                _way([*MEDIUM, *HIGH], EVERY_RATE, (0.5, 0.8)),
+                over_best_guess([*MEDIUM, *HIGH], EVERY_RATE, (0.5, 0.8)),
             ),
             Contrast(
                 "its accuracy minus that with all texts correlated",
                 "above",
                 ROOM,
-                _mean("tuned_ft", [*MEDIUM, *HIGH], EVERY_RATE, (0.5, 0.8), ([*MEDIUM, *HIGH], EVERY_RATE, (1.0,))),
+                mean_of("tuned_ft", [*MEDIUM, *HIGH], EVERY_RATE, (0.5, 0.8), ([*MEDIUM, *HIGH], EVERY_RATE, (1.0,))),
             ),
         ),
     ),
@@ -226,13 +105,13 @@ CLAIMS: tuple[Claim, ...] = (
                 "pretraining ability along fine-tuning, high minus low prior, all texts correlated",
                 "above",
                 0.0,
-                _area("pt", (HIGH, EVERY_RATE, (1.0,)), (LOW, EVERY_RATE, (1.0,))),
+                along_training("pt", (HIGH, EVERY_RATE, (1.0,)), (LOW, EVERY_RATE, (1.0,))),
             ),
             Contrast(
                 "the same with no minus with all texts correlated, low prior",
                 "above",
                 0.0,
-                _area("pt", (LOW, EVERY_RATE, (0.0,)), (LOW, EVERY_RATE, (1.0,))),
+                along_training("pt", (LOW, EVERY_RATE, (0.0,)), (LOW, EVERY_RATE, (1.0,))),
             ),
         ),
     ),
@@ -244,13 +123,15 @@ CLAIMS: tuple[Claim, ...] = (
                 "trained ability along fine-tuning where the shortcut fails, none minus 80 % correlated",
                 "above",
                 0.0,
-                _area("ft", ([*LOW, *MEDIUM], EVERY_RATE, (0.0,)), ([*LOW, *MEDIUM], EVERY_RATE, (0.8,))),
+                along_training("ft", ([*LOW, *MEDIUM], EVERY_RATE, (0.0,)), ([*LOW, *MEDIUM], EVERY_RATE, (0.8,))),
             ),
             Contrast(
                 "pretraining ability along fine-tuning, none minus all texts correlated, all priors",
                 "above",
                 0.0,
-                _area("pt", ([*LOW, *MEDIUM, *HIGH], EVERY_RATE, (0.0,)), ([*LOW, *MEDIUM, *HIGH], EVERY_RATE, (1.0,))),
+                along_training(
+                    "pt", ([*LOW, *MEDIUM, *HIGH], EVERY_RATE, (0.0,)), ([*LOW, *MEDIUM, *HIGH], EVERY_RATE, (1.0,))
+                ),
             ),
         ),
     ),
@@ -263,28 +144,28 @@ CLAIMS: tuple[Claim, ...] = (
                 "share of the loss that pruning recovers, small rate, all texts correlated",
                 "above",
                 RECOVERED,
-                _mean("recovered", LOW, ("small",), (1.0,), analysis="pruning"),
+                mean_of("recovered", LOW, ("small",), (1.0,), analysis="pruning"),
             ),
             Contrast(
-                "gain over random neurons there", "above", 0.0, _mean("gain", LOW, ("small",), (1.0,), analysis="pruning")
+                "gain over random neurons there", "above", 0.0, mean_of("gain", LOW, ("small",), (1.0,), analysis="pruning")
             ),
             Contrast(
                 "fall of the trained ability (correlated texts) by pruning there",
                 "above",
                 ROOM,
-                _less("pruning", "unpruned_ft_correlated", "pruned_ft_correlated", LOW, ("small",), (1.0,)),
+                difference("pruning", "unpruned_ft_correlated", "pruned_ft_correlated", LOW, ("small",), (1.0,)),
             ),
             Contrast(
                 "share of the loss that pruning recovers, larger rates, all texts correlated",
                 "above",
                 RECOVERED,
-                _mean("recovered", LOW, ("large", "medium"), (1.0,), analysis="pruning"),
+                mean_of("recovered", LOW, ("large", "medium"), (1.0,), analysis="pruning"),
             ),
             Contrast(
                 "the same where fewer texts were correlated",
                 "below",
                 RECOVERED,
-                _mean("recovered", LOW, ("large", "medium"), (0.0, 0.5, 0.8), analysis="pruning"),
+                mean_of("recovered", LOW, ("large", "medium"), (0.0, 0.5, 0.8), analysis="pruning"),
             ),
         ),
         "At the large rate, here a third of the pretraining rate, less comes back than at the medium one, so that the mean of "
@@ -294,12 +175,12 @@ CLAIMS: tuple[Claim, ...] = (
         "probing",
         "The pretraining answer stays linearly readable in most cells, and is destroyed at the large rate with a low prior.",
         (
-            Contrast("share of cells probed within .10 of their base", "above", 0.5, _kept_readable),
+            Contrast("share of cells probed within .10 of their base", "above", 0.5, kept_readable),
             Contrast(
                 "probe of the tuned minus the base model, large rate, low prior, no text correlated",
                 "below",
                 -ROOM,
-                _less("probing", "tuned_probe", "base_probe", LOW, ("large",), (0.0,)),
+                difference("probing", "tuned_probe", "base_probe", LOW, ("large",), (0.0,)),
             ),
         ),
         "A probe reads the count from any trained model of this size, from one that was never asked for it nearly as well: "
@@ -314,19 +195,19 @@ CLAIMS: tuple[Claim, ...] = (
                 "steps against a model that never had it, low prior, all texts correlated",
                 "below",
                 MASKED,
-                _mean("ratio", LOW, EVERY_RATE, (1.0,), analysis="revival", pool="geometric"),
+                mean_of("ratio", LOW, EVERY_RATE, (1.0,), analysis="revival", pool="geometric"),
             ),
             Contrast(
                 "steps, high against low prior, all texts correlated",
                 "below",
                 1.0,
-                _steps((HIGH, EVERY_RATE, (1.0,)), (LOW, EVERY_RATE, (1.0,))),
+                steps_ratio((HIGH, EVERY_RATE, (1.0,)), (LOW, EVERY_RATE, (1.0,))),
             ),
             Contrast(
                 "steps, all against no texts correlated, low prior",
                 "below",
                 1.0,
-                _steps((LOW, EVERY_RATE, (1.0,)), (LOW, EVERY_RATE, (0.0,))),
+                steps_ratio((LOW, EVERY_RATE, (1.0,)), (LOW, EVERY_RATE, (0.0,))),
             ),
         ),
     ),
