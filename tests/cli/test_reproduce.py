@@ -10,6 +10,7 @@ import pytest
 
 from tests.paper.fake_grid import fake_grid
 from workbench.paper.catalogue import reproductions
+from workbench.runs import Store
 from workbench.studies.handle import Study
 from workbench.studies.spec import load_study
 
@@ -47,6 +48,25 @@ def test_the_list(cli):
     assert printed == cli("reproduce", "--list").out
     assert "Probes after mixing in pretraining data" in printed
     assert "not run" in printed
+
+
+def test_the_list_says_what_is_done(cli, store):
+    rows = [line for line in cli("reproduce", "--list", "--store", store).out.splitlines() if "grid_counting" in line]
+    done, total = Study.open(Store(store), "grid_counting").progress()
+    assert 0 < done < total
+    assert all(f"{done} of {total}" in line for line in rows)
+    assert "grid_counting_paper" in cli("reproduce", "--list", "--scale", "paper", "--store", store).out
+
+
+def test_other_seeds_are_asked_for_by_name(cli, store, never_run):
+    said = cli("reproduce", "fig5", NEW, "--seeds", "7", "--store", store).sentence
+    assert "nothing that it shows is done" in said
+
+
+def test_a_store_that_is_a_file_is_refused(cli, tmp_path):
+    (tmp_path / "file").touch()
+    said = cli("reproduce", "fig5", NEW, "--store", tmp_path / "file").sentence
+    assert "is a file; give the folder of a store" in said
 
 
 def test_a_figure_as_json_has_its_tables_on_disk(cli, store, never_run):
@@ -107,7 +127,7 @@ def test_texts_are_drawn_without_training_anything(cli, tmp_path, never_run, nam
 @pytest.mark.parametrize("name", ["fig10", "claims"])
 def test_without_a_run_an_empty_store_has_nothing_to_show(cli, tmp_path, never_run, name):
     said = cli("reproduce", name, NEW, "--store", tmp_path / "empty").sentence
-    assert f"run `workbench reproduce {name}`." in said
+    assert "without --no-run" in said
     assert not (tmp_path / "empty" / "paper").exists()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -99,6 +101,18 @@ def test_pruning_shows_both_abilities_over_random_units(grid):
     assert (random["value"], random["low"], random["high"]) == pytest.approx((0.1, 0.05, 0.15))  # mean and range of 3 orders
     assert list(select(panel, look="pt", x=10)["value"]) == [mean_of("pruned_pt", 0.99, 1e-3, 1.0)]
     assert list(select(panel, look="pt", x=0)["value"]) == [mean_of("tuned_pt", 0.99, 1e-3, 1.0)]
+
+
+def test_random_units_are_drawn_where_all_seeds_have_them(study):
+    """Each seed has random units at sizes of its own; one seed's point on the line of two would show the seeds."""
+    grid = Grid(study)
+    for pair in grid.axes["pair"]:
+        result = grid._result(pair, "pruning")
+        table = result.table
+        alone = table[(table["draw"] > 0) & (table["k"] == 10)].assign(k=5, seeds=1, value=0.9)
+        grid.read_results[pair, "pruning", None] = replace(result, tables={**result.tables, "table": pd.concat([table, alone])})
+    table, *_ = tidy(grid, View("pruning", {"prior": 0.99, "rate": 1e-3}, columns="c_tr", rows="prior"))
+    assert set(select(table, look="random")["x"]) == {10}
 
 
 def test_probing_shows_controls_first_and_true_labels_only(grid):

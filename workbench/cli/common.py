@@ -25,10 +25,17 @@ Seeds = Annotated[str | None, typer.Option("--seeds", metavar="0,1,2 or 0-4", he
 
 
 def open_store(path: Path | None) -> Store:
-    """The store of an option."""
+    """The store of an option.
+
+    Raises:
+        UserError: it is a file.
+    """
     from workbench.runs import Store
 
-    return Store(path) if path else Store.default()
+    store = Store(path) if path else Store.default()
+    if store.root.exists() and not store.root.is_dir():
+        raise UserError(f"the store {store.root} is a file; give the folder of a store with --store or WORKBENCH_HOME.")
+    return store
 
 
 def print_json(value: Any) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from workbench.cli.common import Json, StorePath, open_store, print_json, print_table, say
+from workbench.cli.common import Json, Seeds, StorePath, open_store, parse_seeds, print_json, print_table, say
 from workbench.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ def reproduce(
     name: Annotated[str | None, typer.Argument(metavar="[FIGURE|TABLE|claims]", help="Such as fig5, tab5 or claims.")] = None,
     list_: Annotated[bool, typer.Option("--list", help="List every figure and table.")] = False,
     scale: Annotated[str, typer.Option(help="cpu (minutes to an hour) or paper (a GPU).")] = "cpu",
+    seeds: Seeds = None,
     run: Annotated[bool, typer.Option(help="Run what is not done yet; else show what there is.")] = True,
     workers: Annotated[int | None, typer.Option(min=1, help="Worker processes; one per core when absent.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
@@ -37,14 +38,14 @@ def reproduce(
         raise UserError(f"--scale {scale!r} is unknown{did_you_mean(scale, SCALES)}")
     opened = open_store(store)
     if list_ or name is None:
-        _list(opened, json)
+        _list(opened, scale, json)
         return
     at: Scale = "paper" if scale == "paper" else "cpu"
     if name not in (CLAIMS, *reproductions()):
         raise UserError(f"there is no figure or table {name!r}{did_you_mean(name, [CLAIMS, *reproductions()])}")
-    study_name = get(name).preset(at) if name != CLAIMS else "grid_counting" if at == "cpu" else "grid_counting_paper"
+    study_name = get(name).preset(at) if name != CLAIMS else _claims_study(at)
     trains = name == CLAIMS or get(name).needs_models
-    study = _study(study_name, opened, run and trains, workers, device, json)
+    study = _study(study_name, opened, parse_seeds(seeds), run and trains, workers, device, json)
     result = _result(name, study, at)
     folder = _save(result, opened, f"{name}-{scale}")
     if json:
@@ -53,26 +54,34 @@ def reproduce(
     _print(result, folder)
 
 
-def _list(store: Store, json: bool) -> None:
+def _list(store: Store, scale: str, json: bool) -> None:
     from workbench.paper.catalogue import reproductions
-    from workbench.studies.spec import preset_names
+    from workbench.studies.handle import Study
 
-    rows = [{"name": CLAIMS, "summary": "the paper's claims against what was measured", "study": "grid_counting"}]
-    rows += [{"name": e.name, "summary": e.title, "study": e.study} for e in reproductions().values()]
+    at: Scale = "paper" if scale == "paper" else "cpu"
+    behind = {CLAIMS: _claims_study(at), **{e.name: e.preset(at) for e in reproductions().values()}}
+    rows = [{"name": CLAIMS, "summary": "the paper's claims against what was measured", "study": behind[CLAIMS]}]
+    rows += [{"name": e.name, "summary": e.title, "study": behind[e.name]} for e in reproductions().values()]
     if json:
         print_json([{"name": r["name"], "summary": r["summary"]} for r in rows])
         return
-    known = set(store.studies())
-    states = {study: "begun" if study in known else "not run" for study in preset_names()}
-    shown = [(r["name"], r["summary"], r["study"], states.get(r["study"], "no preset")) for r in rows]
+    states = dict.fromkeys(behind.values(), "not run")
+    for study in set(states) & set(store.studies()):
+        done, total = Study.open(store, study).progress()
+        states[study] = "done" if done == total else f"{done} of {total} stages"
+    shown = [(r["name"], r["summary"], r["study"], states[r["study"]]) for r in rows]
     print_table("Figures and tables of arXiv 2311.12786", ("name", "about", "study", "state"), shown)
 
 
-def _study(name: str, store: Store, run: bool, workers: int | None, device: str, quiet: bool) -> Study:
+def _claims_study(scale: Scale) -> str:
+    return "grid_counting" if scale == "cpu" else "grid_counting_paper"
+
+
+def _study(name: str, store: Store, seeds: list[int] | None, run: bool, workers: int | None, device: str, quiet: bool) -> Study:
     from workbench.cli.study import print_cost
     from workbench.studies.handle import Study
 
-    study = Study.load(name, store)
+    study = Study.load(name, store, seeds=seeds)
     if run and study.plan.missing(store):
         if not quiet:
             print_cost(study, workers)
@@ -88,7 +97,7 @@ def _result(name: str, study: Study, scale: Scale) -> Result:
         result = judge(Grid(study, scale))
         if set(result.tables["table"]["agrees"]) == {"not measured"}:
             raise UserError(
-                f"{name} needs the study {study.name!r}, of which nothing that it compares is done; run `workbench reproduce {name}`."
+                f"{name} needs the study {study.name!r}, of which nothing that it compares is done; run the same without --no-run."
             )
         return result
     from workbench.paper.catalogue import get

@@ -49,7 +49,7 @@ def redo(entry: Reproduction, study: Study, scale: Scale = "cpu") -> Result:
 def _missing(entry: Reproduction, study: Study) -> UserError:
     return UserError(
         f"{entry.name} needs the study {study.name!r}, of which nothing that it shows is done; "
-        f"run `workbench reproduce {entry.name}`."
+        f"run `workbench reproduce {entry.name}` without --no-run, with the same store and scale."
     )
 
 

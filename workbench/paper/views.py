@@ -166,7 +166,9 @@ def _pruning(grid: Grid, view: View, pairs: Sequence[str]) -> tuple[pd.DataFrame
     rows = rows.rename(columns={"k": "x"})
     parts: list[pd.DataFrame] = []
     random = keep(rows, rows["draw"] > 0)
-    if len(random):
+    if len(random):  # each seed draws them at sizes of its own; a line through sizes of other seeds would show the seeds
+        most = random.groupby(view.panels, dropna=False)["seeds"].transform("max") if view.panels else random["seeds"].max()
+        random = keep(random, random["seeds"] == most)
         spread = random.groupby([*view.panels, "x"], as_index=False, dropna=False).agg(
             value=("value", "mean"), low=("value", "min"), high=("value", "max"), n=("n", "min"), seeds=("seeds", "min")
         )
