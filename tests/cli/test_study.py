@@ -149,7 +149,7 @@ BAD = [
     (["plan", "{file}", "--seeds", "a"], "--seeds 'a' is not a list of seeds"),
     (["plan", "{file}", "--seeds", "0,0"], "must be different"),
     (["show", "nope"], "there is no study file or preset 'nope'"),
-    (["run", "{file}", "--store", "{file}"], "cannot be made"),
+    (["run", "{file}", "--store", "{file}"], "is a file; give the folder of a store"),
     (["run", "{file}", "--set", "seeds=[]"], "seeds [] must be different"),
     (["new", "../x"], "'../x' cannot name a study"),
     (["new", "a b"], "'a b' cannot name a study"),
