@@ -11,6 +11,7 @@ from plotly.subplots import make_subplots
 
 from workbench.figures import words
 from workbench.figures.maps import MOST_LABELS, ceiling, color_axes, frame, heat, name_axis
+from workbench.figures.marks import whiskers
 from workbench.figures.tables import distinct, first, largest, select, values
 from workbench.figures.theme import finish, style
 from workbench.results import Result
@@ -92,13 +93,7 @@ def _changed(fig: go.Figure, result: Result) -> None:
                 mode="markers",
                 name=f"{words.MODELS[model]} model",
                 marker={"symbol": how.marker, "size": 8, "color": how.color},
-                error_x={
-                    "array": values(rows, "high") - value,
-                    "arrayminus": value - values(rows, "low"),
-                    "thickness": 1.4,
-                    "width": 3,
-                    "color": how.color,
-                },
+                error_x=whiskers(rows, how.color),
                 hovertemplate=f"%{{y}}<br>{words.MODELS[model]}: %{{x:.3f}}<extra></extra>",
             ),
             row=5,

@@ -11,6 +11,7 @@ from plotly.subplots import make_subplots
 
 from workbench.figures import words
 from workbench.figures.maps import ceiling, color_axes, frame, heat, name_axis
+from workbench.figures.marks import whiskers
 from workbench.figures.tables import distinct, first, keep, largest, select, values
 from workbench.figures.theme import GREY, finish, style
 from workbench.results import Result
@@ -156,13 +157,7 @@ def _masses(fig: go.Figure, result: Result, block: int, head: int, row: int) -> 
                 mode="markers",
                 name=f"{words.MODELS[model]} model",
                 marker={"symbol": how.marker, "size": 8, "color": how.color},
-                error_y={
-                    "array": values(one, "high") - value,
-                    "arrayminus": value - values(one, "low"),
-                    "thickness": 1.4,
-                    "width": 3,
-                    "color": how.color,
-                },
+                error_y=whiskers(one, how.color),
                 hovertemplate=f"{words.MODELS[model]}: %{{y:.3f}}<extra></extra>",
             ),
             **at,

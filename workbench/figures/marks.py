@@ -23,6 +23,18 @@ def place(steps: Any) -> np.ndarray:
     return np.log10(1 + np.asarray(steps, dtype=np.float64))
 
 
+def whiskers(rows: pd.DataFrame, color: str) -> dict[str, Any]:
+    """Error bars of rows with `value`, `low` and `high`."""
+    value = values(rows, "value")
+    return {
+        "array": values(rows, "high") - value,
+        "arrayminus": value - values(rows, "low"),
+        "thickness": 1.4,
+        "width": 3,
+        "color": color,
+    }
+
+
 def step_axis(largest: float, title: str, most: int = MOST_TICKS) -> dict[str, Any]:
     """Settings of an x axis on the scale of `place`, its ticks at round steps and at the last one."""
     largest = max(1, round(largest))

@@ -35,7 +35,7 @@ def figure(result: Result) -> go.Figure:
         y = [cells.index(cell) for cell in rows["cell"]]
         paper = values(rows, "paper")
         for name, x, marker, color in (
-            ("the paper, 10,000 iterations of its own model", paper, "line-ns-open", GREY),
+            (f"the paper, {result.settings.get('printed', 'its own model')}", paper, "line-ns-open", GREY),
             ("measured here", values(rows, "value"), "circle", how.color),
         ):
             error = None

@@ -192,7 +192,10 @@ def _table(entry: Reproduction, wanted: Table, grid: Grid) -> Result:
         "A cell stands beside the paper's of the same share and rank of rate, and of the prior nearest in kind.",
     )
     provenance = {"seeds": grid.seeds("behaviour", pairs)}
-    settings = {"rates": grid.rates(pairs)}
+    settings = {
+        "rates": grid.rates(pairs),
+        "printed": "its own compiled model" if compiled else "10,000 iterations of its own model",
+    }
     return Result("paper_table", {"table": table}, tuple(metrics), limits=limits, provenance=provenance, settings=settings)
 
 
