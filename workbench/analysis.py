@@ -82,7 +82,7 @@ class Analysis(Generic[S]):
         if not isinstance(subject, Pair):  # pyright: ignore[reportUnnecessaryIsInstance]  # people pass names
             raise UserError(f"{self.__name__} looks at a pair, not at {subject!r}; give it study.pair('wrapped', seed=0), say.")
         settings = self.settings(values)
-        models = [subject.base, subject.tuned, *([subject.never_had_it] if subject.never_had_it else [])]
+        models = [m for m in (subject.base, subject.tuned, subject.never_had_it, subject.revived) if m is not None]
         started = time.monotonic()
         with check_unchanged(*models):
             result = self.function(subject, settings)
@@ -107,17 +107,20 @@ def analysis(
     version: int,
     paper: str = "",
     needs: tuple[str, ...] = (),
+    uses: tuple[str, ...] = (),
     passes: int = 60,
+    group: str = "evidence",
     check: Callable[[S, Question, int], None] | None = None,
 ) -> Callable[[Callable[[Pair, S], Result]], Analysis[S]]:
     """Declare an analysis; all arguments but `check` are literals, since the registry reads them without importing the module.
 
     `version` is raised when the same subject and settings would give other numbers. `needs` names parts of the pair
-    that must be ready: `arms`. `passes` says about how many forward passes over a test set it costs, for a plan's estimate.
+    that must be ready: `arms`. `uses` names arms (or `siblings`: other fine-tunes) that it looks at where the pair has them.
+    `passes` says about how many forward passes over a test set it costs, for a plan's estimate; `group` names its page.
     `check(settings, question, blocks)` raises `UserError` on settings that no pair with that question and number of blocks
     can honour, so that a plan refuses them before anything is trained.
     """
-    del needs, passes  # read by the registry, from the source
+    del needs, uses, passes, group  # read by the registry, from the source
 
     def declare(function: Callable[[Pair, S], Result]) -> Analysis[S]:
         from typing import get_type_hints

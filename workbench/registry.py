@@ -17,6 +17,15 @@ from typing import Any
 from workbench.errors import UserError, did_you_mean
 
 _ROOT = Path(__file__).parent
+GROUPS = {
+    "evidence": "Evidence: behaviour, pruning, probing, revival",
+    "lenses": "Lenses: what each part of a model says, before and after",
+    "patching": "Patching: which components carry the change",
+    "directions": "Directions: is the change one offset of the residual stream?",
+    "weights": "Weights: how much changed, where, and of what rank",
+    "representations": "Representations: how far the models' activations moved apart",
+}
+"""Groups of analyses in the order of their pages, and what each is about."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,10 @@ class Entry:
     """Parts of a pair that must be ready first: `arms` for the reverse fine-tunings, `trajectory` for checkpoints."""
     passes: int
     """About how many forward passes over a test set it costs."""
+    group: str
+    """The page of the dashboard that shows it, one of `GROUPS`."""
+    uses: tuple[str, ...]
+    """What it looks at where a pair has it: names of arms, or `siblings` for other fine-tunes; it runs without as well."""
 
     def load(self) -> Callable[..., Any]:
         """The function."""
@@ -89,5 +102,7 @@ def _describe(path: Path, package: str) -> Entry | None:
                         paper=str(facts.get("paper", "")),
                         needs=tuple(facts.get("needs", ())),
                         passes=int(facts.get("passes", 60)),
+                        group=str(facts.get("group", "evidence")),
+                        uses=tuple(facts.get("uses", ())),
                     )
     return None

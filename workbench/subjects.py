@@ -92,6 +92,8 @@ class Pair(Question):
     """A model pretrained alike to which `capability` was never asked."""
     trajectory: Trajectory | None = None
     arms: Mapping[str, Trajectory] = field(default_factory=dict[str, Trajectory])
+    siblings: Mapping[str, tuple[Path, Path]] = field(default_factory=dict[str, tuple[Path, Path]])
+    """Base and tuned model of other pairs by name: other fine-tunes of this base (`learned`), other seeds (`wrapped, seed 1`)."""
     device: str = "cpu"
 
     def __repr__(self) -> str:
@@ -118,6 +120,22 @@ class Pair(Question):
     def never_had_it(self) -> PreTrainedModel | None:
         """The control that never had the ability."""
         return self._load(self.never_path) if self.never_path else None
+
+    @cached_property
+    def revived(self) -> PreTrainedModel | None:
+        """The tuned model after reverse fine-tuning on the ability that was lost: the end of that arm, where it was run."""
+        return self._load(self.arms["revived"].run.checkpoint().path) if "revived" in self.arms else None
+
+    @property
+    def states(self) -> dict[str, PreTrainedModel]:
+        """`base`, `tuned` and, where there is one, `revived`, in this order."""
+        states = {"base": self.base, "tuned": self.tuned}
+        return states if self.revived is None else {**states, "revived": self.revived}
+
+    def sibling(self, name: str) -> tuple[PreTrainedModel, PreTrainedModel]:
+        """Base and tuned model of another pair; loaded anew by every call."""
+        base, tuned = self.siblings[name]
+        return self._load(base), self._load(tuned)
 
     @cached_property
     def untrained(self) -> PreTrainedModel:
@@ -167,6 +185,10 @@ def open_pair(body: Mapping[str, Any], store: Store, name: str, seed: int, devic
         never_path=run(never).checkpoint().path if never else None,
         trajectory=Trajectory(tuned),
         arms={arm: Trajectory(run(key)) for arm, key in body.get("arms", {}).items()},
+        siblings={
+            sibling: (run(keys["base"]).checkpoint().path, run(keys["tuned"]).checkpoint().path)
+            for sibling, keys in body.get("siblings", {}).items()
+        },
         n=body["examples"],
         device=device,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -176,6 +177,14 @@ def head_mask(model: nn.Module, mask: Float[Tensor, "blocks heads"]) -> Generato
         yield
 
 
+_ANSWERS: ContextVar[tuple[Tensor, Tensor] | None] = ContextVar("answers", default=None)
+
+
+def answers_alone() -> tuple[Int[Tensor, "n 1"], Int[Tensor, "n k"]] | None:
+    """Rows and positions at which the last block's neurons run while `last_block_at` is open; None: everywhere."""
+    return _ANSWERS.get()
+
+
 @contextmanager
 def last_block_at(model: nn.Module, positions: Int[Tensor, "n k"]) -> Generator[None]:
     """Run the last block's MLP and attention output at `positions` alone while the context is open.
@@ -199,8 +208,10 @@ def last_block_at(model: nn.Module, positions: Int[Tensor, "n k"]) -> Generator[
 
     block, sites = blocks(model)[-1], anatomy(model)
     with ExitStack() as stack:
+        stack.callback(_ANSWERS.reset, _ANSWERS.set((rows, positions)))
         for name in (sites.attention_out, sites.mlp):
             module = block.get_submodule(name)
+            # Last among the pre-hooks and first among the hooks: whoever else changes what goes in or out sees whole sequences.
             stack.callback(module.register_forward_pre_hook(pick).remove)
-            stack.callback(module.register_forward_hook(put_back).remove)
+            stack.callback(module.register_forward_hook(put_back, prepend=True).remove)
         yield

@@ -170,7 +170,8 @@ class Study:
                     if not is_done(self.store, stage):
                         raise UserError(f"{stage.name} of pair {name!r} is not done; run the study first.")
                 done = [arm for arm, stage in planned.arms.items() if is_done(self.store, stage)]
-                body = planned.body(self.plan.task, self.spec.evaluation.final_examples, done)
+                siblings = [n for n, both in planned.siblings.items() if all(is_done(self.store, stage) for stage in both)]
+                body = planned.body(self.plan.task, self.spec.evaluation.final_examples, done, siblings)
                 return open_pair(body, self.store, name, wanted, device)
         raise UserError(f"pair {name!r} has no seed {wanted}; the study has seeds {list(self.spec.seeds)}.")
 

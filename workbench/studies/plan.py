@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -66,6 +66,8 @@ class PairPlan:
     tuned: Stage
     never: Stage | None
     arms: Mapping[str, Stage]
+    siblings: Mapping[str, tuple[Stage, Stage]] = field(default_factory=dict[str, tuple[Stage, Stage]])
+    """Base and tuned stage of the other fine-tunes of this base, and of the same pair under other seeds."""
     analyses: Mapping[str, Stage] = field(default_factory=dict[str, Stage])
 
     @property
@@ -74,8 +76,15 @@ class PairPlan:
         made = (self.base, self.start, self.tuned, *([self.never] if self.never else []))
         return tuple({stage.key: stage for stage in made}.values())
 
-    def body(self, task: Mapping[str, Any], examples: int, arms: Collection[str] = ()) -> dict[str, Any]:
-        """The `pair` section of an analysis' spec, which `workbench.subjects.open_pair` reads."""
+    def body(
+        self,
+        task: Mapping[str, Any],
+        examples: int,
+        arms: Collection[str] = (),
+        siblings: Collection[str] = (),
+    ) -> dict[str, Any]:
+        """The `pair` section of an analysis' spec, which `workbench.subjects.open_pair` reads, with these arms and siblings."""
+        others = {name: both for name, both in self.siblings.items() if name in siblings}
         return {
             "base": self.base.key,
             **({} if self.start.key == self.base.key else {"start": self.start.key}),
@@ -87,6 +96,7 @@ class PairPlan:
             "correlation": _as_dict(self.correlation),
             "examples": examples,
             "arms": {arm: stage.key for arm, stage in self.arms.items() if arm in arms},
+            **({"siblings": {name: {"base": b.key, "tuned": t.key} for name, (b, t) in others.items()}} if others else {}),
         }
 
 
@@ -118,7 +128,8 @@ def plan(spec: StudySpec) -> Plan:
         UserError: the task, a protocol or an analysis refuses its settings; nothing has been run by then.
     """
     builder = _Builder(spec, load_task(spec.task))
-    pairs = tuple(pair for seed in spec.seeds for pair in builder.pairs(seed))
+    made = [pair for seed in spec.seeds for pair in builder.pairs(seed)]
+    pairs = tuple(builder.analysed(pair, made) for pair in made)
     return Plan(spec, builder.resolved, tuple(builder.stages.values()), pairs)
 
 
@@ -203,7 +214,7 @@ class _Builder:
         )
         never = pretrained.get(NEVER)
         arms = self.arms(name, seed, tuned_spec.settings.lr, tuned, never, correlation) if name in self.spec.revived else {}
-        planned = PairPlan(
+        return PairPlan(
             name=name,
             seed=seed,
             capability=kept,
@@ -215,12 +226,12 @@ class _Builder:
             never=never,
             arms=arms,
         )
-        made = {
-            a: self.add(self.analysis(a, s, planned))
-            for a, s in self.spec.analyses.items()
-            if arms or "arms" not in analyses[a].needs
-        }
-        return replace(planned, analyses=made)
+
+    def analysed(self, pair: PairPlan, pairs: Sequence[PairPlan]) -> PairPlan:
+        """A pair with the stages of its analyses; those that need arms are left out where it has none."""
+        wanted = {a: s for a, s in self.spec.analyses.items() if pair.arms or "arms" not in analyses[a].needs}
+        pair = replace(pair, siblings=_siblings(pair, pairs))
+        return replace(pair, analyses={a: self.add(self.analysis(a, s, pair)) for a, s in wanted.items()})
 
     def check(self, name: str, kept: str, base: str, tuned: FinetuneSpec, correlation: Correlation | None) -> None:
         """Ask the task for what the pair needs, so that impossible cells are refused by name before anything runs."""
@@ -350,13 +361,15 @@ class _Builder:
         if settings:
             question = Question(pair.name, pair.seed, self.task, pair.capability, pair.tuned_on, pair.correlation)
             entry.load().check(settings, question, self.blocks)  # pyright: ignore[reportFunctionMemberAccess]
-        needed = dict(pair.arms) if "arms" in entry.needs else {}
-        parents = [stage.key for stage in (*pair.models, *needed.values())]
+        needed = {arm: stage for arm, stage in pair.arms.items() if "arms" in entry.needs or arm in entry.uses}
+        siblings = pair.siblings if "siblings" in entry.uses else {}
+        others = [stage for both in siblings.values() for stage in both]
+        parents = [stage.key for stage in (*pair.models, *needed.values(), *others)]
         spec = {
             "kind": "analyse",
             "analysis": analysis,
             "settings": dict(settings),
-            "pair": pair.body(self.resolved, self.spec.evaluation.final_examples, needed),
+            "pair": pair.body(self.resolved, self.spec.evaluation.final_examples, needed, siblings),
             "seed": pair.seed,
         }
         work = entry.passes * self.spec.evaluation.final_examples * self.task.context * 2 * self.parameters
@@ -370,6 +383,17 @@ class _Builder:
             seconds=STAGE_SECONDS + work / FLOPS_PER_SECOND,
             bytes=200_000,
         )
+
+
+def _siblings(pair: PairPlan, pairs: Sequence[PairPlan]) -> dict[str, tuple[Stage, Stage]]:
+    """Base and tuned stage of the other fine-tunes of a pair's base, and of the same pair under other seeds."""
+    found: dict[str, tuple[Stage, Stage]] = {}
+    for other in pairs:
+        if other.seed == pair.seed and other.name != pair.name and other.start.key == pair.base.key:
+            found[other.name] = (other.base, other.tuned)
+        elif other.seed != pair.seed and other.name == pair.name:
+            found[f"{other.name}, seed {other.seed}"] = (other.base, other.tuned)
+    return found
 
 
 def _kept(spec: StudySpec, tuned: FinetuneSpec) -> str:
