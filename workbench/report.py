@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from workbench import card
 from workbench.figures import words
-from workbench.results import Evidence, Metric, Result
+from workbench.results import Metric, Result
 from workbench.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -133,20 +134,21 @@ def _verdicts(verdicts: Sequence[Verdict]) -> str:
             f"<h3>{escape(verdict.pair)}: {escape(words.capability(verdict.capability))} is "
             f'<span class="verdict">{escape(verdict.verdict)}</span></h3>'
             f'<p class="faint">{escape(words.VERDICTS[verdict.verdict])}; {escape(seeds)}</p><p>{escape(reason)}</p>'
-            f"{_evidence(verdict.evidence)}</div>"
+            f"{_evidence(verdict)}</div>"
         )
     return "".join(parts)
 
 
-def _evidence(lines: Sequence[Evidence]) -> str:
-    if not lines:
+def _evidence(verdict: Verdict) -> str:
+    """The evidence card, and the verdict as a paragraph to quote."""
+    if not verdict.evidence:
         return ""
-    head = ("analysis", "what it says", "number [95 % interval]", "n", "direction")
+    head = ("evidence", "what it says", "number [95 % interval]", "n", "direction")
     rows = [
-        (e.analysis, e.text, f"{words.metric(e.metric)}: {words.interval(e)}", f"{e.n:,}", words.DIRECTIONS[e.direction])
-        for e in lines
+        (line.title, e.text if (e := line.evidence) else "", line.number, f"{e.n:,}" if e else "", line.points)
+        for line in card.lines(verdict)
     ]
-    return _rows(head, rows)
+    return f"{_rows(head, rows)}<details><summary>Quote this verdict</summary><p>{escape(card.quote(verdict))}</p></details>"
 
 
 def _headline(metrics: Sequence[Metric]) -> str:

@@ -47,6 +47,8 @@ class Verdict:
     verdict: Class
     reason: str
     evidence: tuple[Evidence, ...]
+    kept: bool = True
+    """Whether it is about the ability that fine-tuning may have hidden, and not about the one that it trained."""
 
 
 def judge_kept(results: Mapping[str, Result], capability: str) -> tuple[Class, str]:

@@ -14,6 +14,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
+from workbench import card
 from workbench.errors import UserError
 from workbench.figures import alt, figure, words
 from workbench.figures.lineage import state
@@ -21,7 +22,7 @@ from workbench.results import Metric, Result
 from workbench.runs import Run
 from workbench.verdict import Class, Verdict
 
-COLORS: dict[Class, Literal["green", "orange", "blue", "gray", "violet"]] = {
+COLORS: dict[str, Literal["green", "orange", "blue", "gray", "violet"]] = {
     "masked": "green",
     "erased": "orange",
     "learned": "blue",
@@ -91,17 +92,28 @@ def verdict_card(study: str, verdict: Verdict, link: str | None = None) -> None:
         seeds = f"seeds {words.listed(verdict.seeds)}" if verdict.seeds else "no seed done yet"
         st.caption(f"{plain(words.VERDICTS[verdict.verdict])}; {seeds}")
         st.markdown(plain(verdict.reason[:1].upper() + verdict.reason[1:]))
-        if verdict.evidence:
-            lines = [
-                f"- **{plain(e.analysis)}** ({words.DIRECTIONS[e.direction]}): {plain(e.text)}  \n"
-                f"  :small[:gray[{plain(words.metric(e.metric))} {plain(words.interval(e))}, n = {e.n:,}]]"
-                for e in verdict.evidence
-            ]
-            with st.expander(f"Evidence ({len(lines)})", icon=":material/balance:"):
-                st.markdown("\n".join(lines))
+        st.markdown(evidence_table(verdict))
+        with st.expander("What each line says", icon=":material/balance:"):
+            said = [f"- **{plain(line.title)}**: {plain(line.evidence.text)}" for line in card.lines(verdict) if line.evidence]
+            st.markdown("\n".join(said) or "Nothing has been measured yet.")
+        with st.expander("Quote this verdict", icon=":material/format_quote:"):
+            st.code(card.quote(verdict), language=None, wrap_lines=True)
         if link:
             where = {"study": study, "pair": verdict.pair}
             st.page_link(link, label="Figures of this pair", icon=":material/monitoring:", query_params=where)
+
+
+def evidence_table(verdict: Verdict) -> str:
+    """The evidence card as a Markdown table: a line per analysis with its number, n and the way it points."""
+    rows = ["| evidence | number [95 % interval] | n | points to |", "| --- | --- | --- | --- |"]
+    for line in card.lines(verdict):
+        if line.evidence is None:
+            rows.append(f"| :gray[{plain(line.title)}] | | | :gray[not run] |")
+        else:
+            colour = COLORS.get(line.evidence.direction, "gray")
+            points = line.points.removeprefix("points to ")
+            rows.append(f"| {plain(line.title)} | {plain(line.number)} | {line.evidence.n:,} | :{colour}[{plain(points)}] |")
+    return "\n".join(rows)
 
 
 def headline(metrics: Sequence[Metric]) -> pd.DataFrame:

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.apps.fake_store import damage, failed_run, fake_study, many_runs
+from workbench.registry import GROUPS as REGISTERED
+from workbench.registry import analyses
 from workbench.runs import Store
 
 with warnings.catch_warnings():
@@ -22,7 +24,8 @@ with warnings.catch_warnings():
     from apps.dashboard.serve import command
 
 APP = Path(__file__).parents[2] / "apps" / "dashboard" / "app.py"
-PAGES = ("overview", "study", "paper", "run")
+GROUPS = ("lenses", "patching", "directions", "weights", "representations")
+PAGES = ("overview", "study", *GROUPS, "paper", "run")
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
@@ -55,6 +58,11 @@ def open_page(stores, monkeypatch):
         return at.run()
 
     return open_it
+
+
+def python(at):
+    """The first piece of code that makes a figure."""
+    return next(c.value for c in at.code if c.value.startswith("import workbench"))
 
 
 def charts(at):
@@ -183,17 +191,42 @@ def test_study_page_draws_what_the_notebook_draws(open_page, stores):
         assert [len(t["x"]) for t in spec["data"] if isinstance(t["x"], list)] == [
             len(t["x"]) for t in expected if isinstance(t["x"], list)
         ]
-    assert "study.result('wrapped', 'behaviour')" in at.code[0].value
+    assert "study.result('wrapped', 'behaviour')" in python(at)
 
 
 def test_one_seed_or_all(open_page):
     at = open_page("full", "study", pair="erased", seed="1")
     ((spec, _),) = charts(at)
     assert "seed 1" in spec["layout"]["title"]["subtitle"]["text"]
-    assert "seed=1" in at.code[0].value
+    assert "seed=1" in python(at)
     at.selectbox(key="seed").select("all seeds").run()
     ((spec, _),) = charts(at)
     assert "seeds 0 and 1" in spec["layout"]["title"]["subtitle"]["text"]
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_the_page_of_a_group_says_how_to_run_what_is_not_done(open_page, stores, group):
+    at = open_page("full", group, pair="learned")
+    assert not at.exception
+    tabs = [tab.label for tab in at.tabs]
+    names = [name for name, entry in analyses.entries().items() if entry.group == group]
+    assert [tab.lower().replace(" ", "_") for tab in tabs] == names
+    if names:
+        assert "is not done yet" in at.info[0].value
+        assert at.code[0].value == f"workbench analyze quickstart:learned --with {names[0]} --store {stores / 'full'}"
+
+
+def test_every_group_has_a_page_or_is_on_that_of_the_study():
+    assert {entry.group for entry in analyses.entries().values()} <= {"evidence", *GROUPS} == set(REGISTERED)
+
+
+def test_the_card_has_a_line_for_what_was_not_run_and_words_to_quote(open_page):
+    at = open_page("full")
+    (wrapped,) = [m.value for m in at.markdown if "| pruning |" in m.value and ":green[masked]" in m.value][:1]
+    assert ":gray[cross\\-model patching]" in wrapped
+    assert "| revival ratio | steps against never had it 0\\.20 \\[0\\.18, 0\\.22\\] |" in wrapped
+    quotes = [c.value for c in at.code if c.value.startswith("In wrapped")]
+    assert quotes[0].startswith("In wrapped (seeds 0 and 1), counting a is masked: accuracy on count_a went from")
 
 
 @pytest.mark.parametrize(("page", "address"), [("study", {"pair": "wraped"}), ("run", {"run": "pretrain-base-s0"})])

@@ -44,7 +44,7 @@ def _check(settings: ActivationMapsSettings, question: Question, blocks: int) ->
         )
 
 
-@analysis(version=1, paper="Jain+23 Fig 46, 47", check=_check)
+@analysis(version=1, paper="Jain+23 Fig 46, 47", group="lenses", check=_check)
 def activation_maps(pair: Pair, settings: ActivationMapsSettings) -> Result:
     """Activations of the hidden MLP neurons of base and tuned model on O_PT texts at C_Te = 0 [Jain+23 Fig 46, 47, 53, 54].
 

@@ -32,7 +32,7 @@ class AttentionMapsSettings(Settings):
     maps: int = Field(2, ge=1, le=8, description="texts whose whole patterns are kept")
 
 
-@analysis(version=1, paper="Jain+23 Fig 10, 39-45")
+@analysis(version=1, paper="Jain+23 Fig 10, 39-45", group="lenses")
 def attention_maps(pair: Pair, settings: AttentionMapsSettings) -> Result:
     """Attention of base and tuned model on O_PT texts at C_Te = 0 [Jain+23 Fig 10, 39-45, 48-52].
 

@@ -58,7 +58,7 @@ class GraftingSettings(Settings):
     control_examples: int = Field(200, ge=16, description="examples (at most) for random weights")
 
 
-@analysis(version=1, passes=110, paper="Panigrahi+23 2302.06600; Jain+23 §D")
+@analysis(version=1, passes=110, group="weights", paper="Panigrahi+23 2302.06600; Jain+23 §D")
 def grafting(pair: Pair, settings: GraftingSettings) -> Result:
     """O_PT and O_FT as a share of the fine-tuning difference d = theta_tuned - theta_start is reverted or grafted [2302.06600].
 

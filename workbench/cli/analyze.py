@@ -18,6 +18,14 @@ def analyze(
     ] = None,
     name: Annotated[str | None, typer.Option("--with", metavar="ANALYSIS", help="Name of the analysis.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the analysis.")] = None,
+    training: Annotated[
+        str | None,
+        typer.Option(
+            "--along",
+            metavar="TRAINING",
+            help="Follow the analysis along the checkpoints of a training: finetune, revived, never_had_it, ...",
+        ),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="One seed; all of the study's when absent.")] = None,
     list_: Annotated[bool, typer.Option("--list", help="List the analyses.")] = False,
     store: StorePath = None,
@@ -43,6 +51,8 @@ def analyze(
     values: dict[str, Any] = {}
     for setting in settings or ():
         apply_override(values, setting)
+    if training is not None:
+        name, values = "along", {"analysis": name, "settings": values, "of": training}
     out: list[dict[str, Any]] = []
     for chosen in (pair,) if pair else study.pair_names:
         result, paths = study.analyze(chosen, name, values, seed)

@@ -144,6 +144,11 @@ def metric(name: str) -> str:
     return name.replace("_", " ")
 
 
+def title(analysis: str) -> str:
+    """`logit_lens` -> `logit lens`."""
+    return analysis.replace("_", " ")
+
+
 def seeds(result: Result) -> tuple[int, ...]:
     """The seeds behind a result, which may be one."""
     many = result.provenance.get("seeds")

@@ -73,6 +73,12 @@ class Study:
         """All stages and pairs."""
         return plan(self.spec)
 
+    @cached_property
+    def _every(self) -> Plan:
+        """The plan as if every analysis were asked for, at its defaults where the study does not say otherwise."""
+        rest = {name: dict[str, Any]() for name in analyses.names() if name not in self.spec.analyses}
+        return plan(self.spec.model_copy(update={"analyses": {**self.spec.analyses, **rest}}))
+
     def run(
         self,
         workers: int | None = None,
@@ -176,9 +182,14 @@ class Study:
         raise UserError(f"pair {name!r} has no seed {wanted}; the study has seeds {list(self.spec.seeds)}.")
 
     def result(self, pair: str, analysis: str, seed: int | None = None) -> Result | None:
-        """The result of an analysis on a pair: of one seed, or pooled over the seeds that are done; None if none is."""
+        """The result of an analysis on a pair: of one seed, or pooled over the seeds that are done; None if none is.
+
+        An analysis that the study does not name is found as well, where `analyze` ran it with its defaults.
+        """
+        analyses[analysis]
+        self._plans(pair)
         done: list[Result] = []
-        for planned in self._plans(pair):
+        for planned in (p for p in self._every.pairs if p.name == pair):
             stage = planned.analyses.get(analysis)
             run = self.store.find(stage.key) if stage and seed in (None, planned.seed) else None
             if run is not None and run.done:
@@ -211,9 +222,12 @@ class Study:
         return pool([run.result() for run in runs]), [run.path for run in runs]
 
     def results(self, pair: str) -> dict[str, Result]:
-        """All pooled results of a pair that are there; one that cannot be read hides no other (`runs verify` names it)."""
+        """All pooled results of a pair that are there, those of the study first.
+
+        One that cannot be read hides no other (`runs verify` names it).
+        """
         found: dict[str, Result] = {}
-        for name in self.spec.analyses:
+        for name in dict.fromkeys((*self.spec.analyses, *analyses.names())):
             with suppress(UserError):
                 if (result := self.result(pair, name)) is not None:
                     found[name] = result
@@ -232,7 +246,7 @@ class Study:
             if planned.tuned_on != planned.capability:
                 trained: tuple[Evidence, ...] = tuple(e for e in lines if e.capability == planned.tuned_on)
                 judged = judge_trained(results, planned.tuned_on)
-                out.append(Verdict(name, name, planned.tuned_on, seeds, *judged, trained))
+                out.append(Verdict(name, name, planned.tuned_on, seeds, *judged, trained, kept=False))
         return out
 
 

@@ -1,57 +1,19 @@
-"""One pair of a study: its verdicts, and every analysis with its figure, tables and limits."""
+"""One pair of a study: its verdicts, and every analysis of the study with its figure, tables and limits."""
 
 from __future__ import annotations
 
 import streamlit as st
 
-from apps.dashboard import parts, reading
-from workbench.report import python_code
-from workbench.studies.handle import Study
-
-POOLED = "all seeds"
-
-
-def pickers() -> tuple[Study, str, int | None] | None:
-    """Study, pair and seed; None when there is nothing to pick."""
-    names = reading.store().studies()
-    if not names:
-        parts.empty(reading.store().root)
-        return None
-    left, middle, right = st.columns(3)
-    with left:
-        name = parts.pick("Study", names, "study")
-    study = reading.study(name)
-    if isinstance(study, str):
-        st.error(parts.plain(study), icon=":material/error:")
-        return None
-    if not study.pair_names:
-        st.info("This study has no fine-tuned model, so there is no pair to look at.", icon=":material/info:")
-        return None
-    with middle:
-        pair = parts.pick("Pair", study.pair_names, "pair")
-    with right:
-        seed = parts.pick("Seed", [POOLED, *map(str, study.spec.seeds)], "seed")
-    return study, pair, None if seed == POOLED else int(seed)
-
-
-def analysis(study: Study, pair: str, name: str, seed: int | None, mark: str) -> None:
-    """One analysis, or how to get it."""
-    result = reading.result(study.name, pair, name, seed, mark)
-    if result is None:
-        st.info(f"{name.capitalize()} is not done yet for this pair.", icon=":material/hourglass_empty:")
-        st.code(f"workbench study run {study.name}", language="bash")
-        return
-    which = POOLED.replace(" ", "_") if seed is None else f"s{seed}"
-    parts.figure_block(
-        result, f"{study.name}-{pair}-{name}-{which}", python_code(study.store.root, study.name, pair, name, seed)
-    )
+from apps.dashboard import pairs, parts, reading
+from workbench.figures import words
+from workbench.registry import analyses
 
 
 def main() -> None:
     """The page."""
     st.title("Study")
     mark = reading.mark()
-    chosen = pickers()
+    chosen = pairs.pickers()
     if chosen is None:
         return
     study, pair, seed = chosen
@@ -62,21 +24,18 @@ def main() -> None:
         if verdict.pair == pair:
             with grid.container():
                 parts.verdict_card(study.name, verdict)
-    names = list(study.spec.analyses)
-    if not names:
-        st.info("This study names no analyses.", icon=":material/info:")
-        return
+    # What was run beside the study has its place here too, where no other page shows it.
+    named = [n for n, entry in analyses.entries().items() if entry.group == "evidence" or n in study.spec.analyses]
+    names = sorted(named, key=lambda n: list(study.spec.analyses).index(n) if n in study.spec.analyses else len(named))
     if st.toggle("Side by side", key="side", bind="query-params", help="All analyses in two columns, for comparing."):
+        names = [n for n in names if n in study.spec.analyses]
         for start in range(0, len(names), 2):  # by rows, so that reading aloud follows the order of the study
             for name, column in zip(names[start : start + 2], st.columns(2, gap="large"), strict=False):
                 with column, parts.seam(name):
-                    st.subheader(name.capitalize(), divider="gray")
-                    analysis(study, pair, name, seed, mark)
+                    st.subheader(words.title(name).capitalize(), divider="gray")
+                    pairs.analysis(study, pair, name, seed, mark)
         return
-    for name, tab in zip(names, st.tabs([n.capitalize() for n in names], key="analysis", on_change="rerun"), strict=True):
-        if tab.open:
-            with tab, parts.seam(name):
-                analysis(study, pair, name, seed, mark)
+    pairs.tabs(study, pair, names, seed, mark)
 
 
 with parts.seam("Study"):
