@@ -186,7 +186,6 @@ class Study:
 
         An analysis that the study does not name is found as well, where `analyze` ran it with its defaults.
         """
-        analyses[analysis]
         self._plans(pair)
         done: list[Result] = []
         for planned in (p for p in self._every.pairs if p.name == pair):
