@@ -32,8 +32,10 @@ class Analysis(Generic[S]):
         version: int,
         paper: str,
         check: Callable[[S, Question, int], None] | None = None,
+        uses: tuple[str, ...] = (),
     ) -> None:
         self.function, self.schema, self.version, self.paper, self.fits = function, schema, version, paper, check
+        self.uses = uses
         self.__name__, self.__doc__, self.__module__ = function.__name__, function.__doc__, function.__module__
 
     def settings(self, values: Mapping[str, Any]) -> S:
@@ -82,7 +84,8 @@ class Analysis(Generic[S]):
         if not isinstance(subject, Pair):  # pyright: ignore[reportUnnecessaryIsInstance]  # people pass names
             raise UserError(f"{self.__name__} looks at a pair, not at {subject!r}; give it study.pair('wrapped', seed=0), say.")
         settings = self.settings(values)
-        models = [m for m in (subject.base, subject.tuned, subject.never_had_it, subject.revived) if m is not None]
+        revived = subject.revived if "revived" in self.uses else None
+        models = [m for m in (subject.base, subject.tuned, subject.never_had_it, revived) if m is not None]
         started = time.monotonic()
         with check_unchanged(*models):
             result = self.function(subject, settings)
@@ -120,11 +123,11 @@ def analysis(
     `check(settings, question, blocks)` raises `UserError` on settings that no pair with that question and number of blocks
     can honour, so that a plan refuses them before anything is trained.
     """
-    del needs, uses, passes, group  # read by the registry, from the source
+    del needs, passes, group  # read by the registry, from the source
 
     def declare(function: Callable[[Pair, S], Result]) -> Analysis[S]:
         from typing import get_type_hints
 
-        return Analysis(function, get_type_hints(function)["settings"], version, paper, check)
+        return Analysis(function, get_type_hints(function)["settings"], version, paper, check, uses)
 
     return declare
