@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from workbench.runs import Store
     from workbench.studies.handle import Study
 
-CLAIMS = "claims"
+CLAIMS = {"claims": "grid_counting", "claims-indexing": "grid_indexing"}
+"""Judgements of the paper's claims, and the study that each rests on."""
 SCALES = ("cpu", "paper")
 
 
@@ -41,10 +42,10 @@ def reproduce(
         _list(opened, scale, json)
         return
     at: Scale = "paper" if scale == "paper" else "cpu"
-    if name not in (CLAIMS, *reproductions()):
-        raise UserError(f"there is no figure or table {name!r}{did_you_mean(name, [CLAIMS, *reproductions()])}")
-    study_name = get(name).preset(at) if name != CLAIMS else _claims_study(at)
-    trains = name == CLAIMS or get(name).needs_models
+    if name not in (*CLAIMS, *reproductions()):
+        raise UserError(f"there is no figure or table {name!r}{did_you_mean(name, [*CLAIMS, *reproductions()])}")
+    study_name = _claims_study(name, at) if name in CLAIMS else get(name).preset(at)
+    trains = name in CLAIMS or get(name).needs_models
     study = _study(study_name, opened, parse_seeds(seeds), run and trains, workers, device, json)
     result = _result(name, study, at)
     folder = _save(result, opened, f"{name}-{scale}")
@@ -59,8 +60,12 @@ def _list(store: Store, scale: str, json: bool) -> None:
     from workbench.studies.handle import Study
 
     at: Scale = "paper" if scale == "paper" else "cpu"
-    behind = {CLAIMS: _claims_study(at), **{e.name: e.preset(at) for e in reproductions().values()}}
-    rows = [{"name": CLAIMS, "summary": "the paper's claims against what was measured", "study": behind[CLAIMS]}]
+    behind = {name: _claims_study(name, at) for name in CLAIMS} | {e.name: e.preset(at) for e in reproductions().values()}
+    families = ("counting", "indexing")
+    rows = [
+        {"name": name, "summary": f"the paper's claims against what was measured ({family})", "study": behind[name]}
+        for name, family in zip(CLAIMS, families, strict=True)
+    ]
     rows += [{"name": e.name, "summary": e.title, "study": behind[e.name]} for e in reproductions().values()]
     if json:
         print_json([{"name": r["name"], "summary": r["summary"]} for r in rows])
@@ -73,8 +78,8 @@ def _list(store: Store, scale: str, json: bool) -> None:
     print_table("Figures and tables of arXiv 2311.12786", ("name", "about", "study", "state"), shown)
 
 
-def _claims_study(scale: Scale) -> str:
-    return "grid_counting" if scale == "cpu" else "grid_counting_paper"
+def _claims_study(name: str, scale: Scale) -> str:
+    return CLAIMS[name] if scale == "cpu" else f"{CLAIMS[name]}_paper"
 
 
 def _study(name: str, store: Store, seeds: list[int] | None, run: bool, workers: int | None, device: str, quiet: bool) -> Study:
@@ -90,7 +95,7 @@ def _study(name: str, store: Store, seeds: list[int] | None, run: bool, workers:
 
 
 def _result(name: str, study: Study, scale: Scale) -> Result:
-    if name == CLAIMS:
+    if name in CLAIMS:
         from workbench.paper.claims import judge
         from workbench.paper.grid import Grid
 
@@ -123,7 +128,7 @@ def _print(result: Result, folder: Path) -> None:
     from workbench.figures import alt
 
     say(alt(result))
-    if result.name == CLAIMS:
+    if result.name == "claims":
         table: list[dict[str, Any]] = result.tables["table"].to_dict("records")
         rows = [
             (

@@ -47,7 +47,9 @@ class Claim:
     says: str
     contrasts: tuple[Contrast, ...]
     explanation: str = ""
-    """Why a measurement that does not agree may not, written after looking."""
+    """Why a measurement on counting that does not agree may not, written after looking."""
+    explanation_indexing: str = ""
+    """The same for indexing."""
 
 
 CLAIMS: tuple[Claim, ...] = (
@@ -170,6 +172,8 @@ CLAIMS: tuple[Claim, ...] = (
         ),
         "At the large rate, here a third of the pretraining rate, less comes back than at the medium one, so that the mean of "
         "both lies near the threshold and the default seeds on either side of it.",
+        "Removing neurons always beats random ones, but a quarter of the loss is about all that comes back at the small rate, and "
+        "less at the larger ones: an index is found by attention, and what covers it does not sit in a few neurons alone.",
     ),
     Claim(
         "probing",
@@ -210,6 +214,9 @@ CLAIMS: tuple[Claim, ...] = (
                 steps_ratio((LOW, EVERY_RATE, (1.0,)), (LOW, EVERY_RATE, (0.0,))),
             ),
         ),
+        explanation_indexing="With the high prior the base itself answers .95 and .96: arriving at .95 means arriving at its ceiling. "
+        "With the medium prior, where the base is at 1.00, revival is faster than with the low one. The model that never had the "
+        "ability does not arrive within the budget, so that ratios to it are at most what is printed.",
     ),
 )
 
@@ -270,7 +277,8 @@ def judge(grid: Grid, claims: Sequence[Claim] = CLAIMS) -> Result:
             for contrast in claim.contrasts
         ]
         whole = agreement([row["agrees"] for row in found])
-        explained = "" if whole in ("yes", "not measured") else claim.explanation
+        why = claim.explanation_indexing if grid.study.name.startswith("grid_indexing") else claim.explanation
+        explained = "" if whole in ("yes", "not measured") else why
         summary.append({"claim": claim.name, "says": claim.says, "agrees": whole, "explanation": explained})
         rows += found
     metrics = tuple(

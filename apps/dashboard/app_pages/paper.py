@@ -20,7 +20,7 @@ AGREES = {
     "unclear": ("gray", ":material/help:"),
     "not measured": ("gray", ":material/hourglass_empty:"),
 }
-CLAIMS = "claims"
+CLAIMS = ("claims", "claims-indexing")
 
 
 def made() -> dict[str, Path]:
@@ -77,11 +77,11 @@ def main() -> None:
         "redone at the scale of this machine. Other models and sizes than the paper's: trends compare, single numbers do not."
     )
     found = made()
-    judged = [name for name in found if name.rpartition("-")[0] == CLAIMS]
+    judged = [name for name in found if name.rpartition("-")[0] in CLAIMS]
     st.subheader("Claims", divider="gray")
     if judged:
         with parts.seam("claims"):
-            path = found[parts.pick("Scale", judged, "claims") if len(judged) > 1 else judged[0]]
+            path = found[parts.pick("Claims on", judged, "claims") if len(judged) > 1 else judged[0]]
             result = load(str(path), (path / "result.json").stat().st_mtime_ns)
             claims(result)
             parts.figure_block(result, "paper-claims", python(path))
