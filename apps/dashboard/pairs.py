@@ -74,4 +74,7 @@ def group_page(group: str) -> None:
             return
         study, pair, seed = chosen
         names = [entry.name for entry in analyses.entries().values() if entry.group == group]
+        if not names:
+            st.info("No analysis of this group is installed.", icon=":material/info:")
+            return
         tabs(study, pair, names, seed, reading.mark())
