@@ -15,7 +15,7 @@ from workbench.models.spec import ModelSpec
 from workbench.protocols import compiled_weights, load_task
 from workbench.registry import analyses
 from workbench.runs import Store
-from workbench.studies.plan import STAGE_SECONDS, Plan, is_done, plan
+from workbench.studies.plan import STAGE_SECONDS, Plan, not_done, plan
 from workbench.studies.spec import Arm, parse_study
 
 SECOND = {"from": "never_had_it", "against": "base", "capability": "count_b", "steps": 8, "lr": 2e-3, "batch_size": 8}
@@ -343,7 +343,7 @@ def test_missing_and_done(whole, tmp_path):
     assert whole.plan.missing(Store(tmp_path / "empty")) == whole.plan.stages
     more = plan(parse_study(body(seeds=[0, 1])))
     assert {stage.seed for stage in more.missing(whole.store)} == {1}
-    assert is_done(whole.store, whole.plan.stages[0])
+    assert not_done(Store(tmp_path / "empty"), whole.plan.stages[:2]) == whole.plan.stages[:2]
 
 
 # --- impossible cells are refused by name

@@ -16,7 +16,7 @@ from workbench.files import atomic_text, explain_full_disk
 from workbench.registry import analyses
 from workbench.results import Evidence, Result
 from workbench.runs import Run, Store
-from workbench.studies.plan import PairPlan, Plan, Stage, is_done, plan
+from workbench.studies.plan import PairPlan, Plan, Stage, not_done, plan
 from workbench.studies.spec import StudySpec, load_study, parse_study
 from workbench.subjects import Pair, open_pair
 from workbench.verdict import Verdict, judge_kept, judge_trained
@@ -136,7 +136,8 @@ class Study:
 
     def runs(self) -> list[tuple[Stage, Run | None]]:
         """Every stage with its run, or None where there is none yet."""
-        return [(stage, self.store.find(stage.key)) for stage in self.plan.stages]
+        found = self.store.find_all(stage.key for stage in self.plan.stages)
+        return [(stage, found.get(stage.key)) for stage in self.plan.stages]
 
     def progress(self) -> tuple[int, int]:
         """`(stages done, stages)`."""
@@ -166,22 +167,21 @@ class Study:
         wanted = self.spec.seeds[0] if seed is None else seed
         for planned in self._plans(name):
             if planned.seed == wanted:
-                for stage in planned.models:
-                    if not is_done(self.store, stage):
-                        raise UserError(f"{stage.name} of pair {name!r} is not done; run the study first.")
-                done = [arm for arm, stage in planned.arms.items() if is_done(self.store, stage)]
+                for stage in not_done(self.store, planned.models):
+                    raise UserError(f"{stage.name} of pair {name!r} is not done; run the study first.")
+                lacking = not_done(self.store, tuple(planned.arms.values()))
+                done = [arm for arm, stage in planned.arms.items() if stage not in lacking]
                 body = planned.body(self.plan.task, self.spec.evaluation.final_examples, done)
                 return open_pair(body, self.store, name, wanted, device)
         raise UserError(f"pair {name!r} has no seed {wanted}; the study has seeds {list(self.spec.seeds)}.")
 
     def result(self, pair: str, analysis: str, seed: int | None = None) -> Result | None:
         """The result of an analysis on a pair: of one seed, or pooled over the seeds that are done; None if none is."""
-        done: list[Result] = []
-        for planned in self._plans(pair):
-            stage = planned.analyses.get(analysis)
-            run = self.store.find(stage.key) if stage and seed in (None, planned.seed) else None
-            if run is not None and run.done:
-                done.append(run.result())
+        wanted = [
+            plan.analyses[analysis].key for plan in self._plans(pair) if seed in (None, plan.seed) and analysis in plan.analyses
+        ]
+        runs = self.store.find_all(wanted)
+        done = [runs[key].result() for key in wanted if key in runs and runs[key].done]
         if not done or seed is not None:
             return done[0] if done else None
         return pool(done)

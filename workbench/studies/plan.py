@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -102,13 +102,13 @@ class Plan:
 
     def missing(self, store: Store) -> tuple[Stage, ...]:
         """Stages that are not done in the store."""
-        return tuple(stage for stage in self.stages if not is_done(store, stage))
+        return not_done(store, self.stages)
 
 
-def is_done(store: Store, stage: Stage) -> bool:
-    """Whether the stage's run exists, whole."""
-    run = store.find(stage.key)
-    return run is not None and run.done
+def not_done(store: Store, stages: Sequence[Stage]) -> tuple[Stage, ...]:
+    """The stages without a whole run; lists the store once."""
+    runs = store.find_all(stage.key for stage in stages)
+    return tuple(stage for stage in stages if stage.key not in runs or not runs[stage.key].done)
 
 
 def plan(spec: StudySpec) -> Plan:
