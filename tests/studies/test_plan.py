@@ -251,6 +251,17 @@ STAGES = {
 }
 
 
+def test_the_name_of_an_analysis_in_a_study_is_no_part_of_its_key():
+    (plain,) = plan(parse_study(body(analyses={"pruning": {"units": "heads"}}))).pairs
+    (named,) = plan(parse_study(body(analyses={"heads": {"analysis": "pruning", "units": "heads"}, "pruning": {}}))).pairs
+    assert named.analyses["heads"].key == plain.analyses["pruning"].key
+    assert named.analyses["heads"].name == "heads-wrapped-s0"
+    (default,) = plan(parse_study(body(analyses=["pruning"]))).pairs
+    assert named.analyses["pruning"] == default.analyses["pruning"]
+    unrevived = plan(parse_study({k: v for k, v in body(analyses={"again": {"analysis": "revival"}}).items() if k != "revive"}))
+    assert unrevived.pairs[0].analyses == {}  # it needs the arms under any name
+
+
 @pytest.mark.parametrize("path", STAGES)
 def test_a_change_reaches_the_stage_and_its_descendants_alone(path):
     before, after = keys(planned()), keys(changed(path, 17))

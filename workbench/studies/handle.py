@@ -176,15 +176,19 @@ class Study:
         raise UserError(f"pair {name!r} has no seed {wanted}; the study has seeds {list(self.spec.seeds)}.")
 
     def result(self, pair: str, analysis: str, seed: int | None = None) -> Result | None:
-        """The result of an analysis on a pair: of one seed, or pooled over the seeds that are done; None if none is."""
+        """The result of an analysis of the study (by its name there) on a pair, or None if it is not done for any seed.
+
+        It is the one of a seed, or pooled over the seeds that are done.
+        """
         wanted = [
             plan.analyses[analysis].key for plan in self._plans(pair) if seed in (None, plan.seed) and analysis in plan.analyses
         ]
         runs = self.store.find_all(wanted)
         done = [runs[key].result() for key in wanted if key in runs and runs[key].done]
-        if not done or seed is not None:
-            return done[0] if done else None
-        return pool(done)
+        if not done:
+            return None
+        found = done[0] if seed is not None else pool(done)
+        return replace(found, evidence=tuple(replace(line, analysis=analysis) for line in found.evidence))
 
     def analyze(
         self, pair: str, analysis: str, settings: Mapping[str, Any] | None = None, seed: int | None = None
@@ -198,7 +202,7 @@ class Study:
         from workbench.engine.progress import Silent
 
         spec = self.spec.model_copy(update={"analyses": {analysis: dict(settings or {})}})
-        analyses[analysis]
+        analyses[analysis].load().settings(settings or {})  # pyright: ignore[reportFunctionMemberAccess]
         one = Study(spec, self.store)
         planned = [p for p in one._plans(pair) if seed in (None, p.seed)]
         stages = [p.analyses[analysis] for p in planned if analysis in p.analyses]

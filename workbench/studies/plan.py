@@ -216,9 +216,9 @@ class _Builder:
             arms=arms,
         )
         made = {
-            a: self.add(self.analysis(a, s, planned))
-            for a, s in self.spec.analyses.items()
-            if arms or "arms" not in analyses[a].needs
+            entry: self.add(self.analysis(entry, planned))
+            for entry in self.spec.analyses
+            if arms or "arms" not in analyses[self.spec.analysis(entry)[0]].needs
         }
         return replace(planned, analyses=made)
 
@@ -345,28 +345,30 @@ class _Builder:
             bytes=4 * self.parameters * checkpoints,
         )
 
-    def analysis(self, analysis: str, settings: Mapping[str, Any], pair: PairPlan) -> Stage:
-        entry = analyses[analysis]
+    def analysis(self, entry: str, pair: PairPlan) -> Stage:
+        """The stage of an entry of `analyses`, whose name is no part of the key."""
+        name, settings = self.spec.analysis(entry)
+        found = analyses[name]
         if settings:
             question = Question(pair.name, pair.seed, self.task, pair.capability, pair.tuned_on, pair.correlation)
-            entry.load().check(settings, question, self.blocks)  # pyright: ignore[reportFunctionMemberAccess]
-        needed = dict(pair.arms) if "arms" in entry.needs else {}
+            found.load().check(settings, question, self.blocks)  # pyright: ignore[reportFunctionMemberAccess]
+        needed = dict(pair.arms) if "arms" in found.needs else {}
         parents = [stage.key for stage in (*pair.models, *needed.values())]
         spec = {
             "kind": "analyse",
-            "analysis": analysis,
-            "settings": dict(settings),
+            "analysis": name,
+            "settings": settings,
             "pair": pair.body(self.resolved, self.spec.evaluation.final_examples, needed),
             "seed": pair.seed,
         }
-        work = entry.passes * self.spec.evaluation.final_examples * self.task.context * 2 * self.parameters
+        work = found.passes * self.spec.evaluation.final_examples * self.task.context * 2 * self.parameters
         return Stage(
-            name=f"{analysis}-{pair.name}-s{pair.seed}",
+            name=f"{entry}-{pair.name}-s{pair.seed}",
             kind="analyse",
             seed=pair.seed,
             spec=spec,
             parents=tuple(dict.fromkeys(parents)),
-            version=entry.version,
+            version=found.version,
             seconds=STAGE_SECONDS + work / FLOPS_PER_SECOND,
             bytes=200_000,
         )

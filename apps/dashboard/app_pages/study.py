@@ -11,6 +11,11 @@ from workbench.studies.handle import Study
 POOLED = "all seeds"
 
 
+def said(name: str) -> str:
+    """An analysis' name in the study as a heading."""
+    return name.replace("_", " ").capitalize()
+
+
 def pickers() -> tuple[Study, str, int | None] | None:
     """Study, pair and seed; None when there is nothing to pick."""
     names = reading.store().studies()
@@ -38,7 +43,7 @@ def analysis(study: Study, pair: str, name: str, seed: int | None, mark: str) ->
     """One analysis, or how to get it."""
     result = reading.result(study.name, pair, name, seed, mark)
     if result is None:
-        st.info(f"{name.capitalize()} is not done yet for this pair.", icon=":material/hourglass_empty:")
+        st.info(f"{said(name)} is not done yet for this pair.", icon=":material/hourglass_empty:")
         st.code(f"workbench study run {study.name}", language="bash")
         return
     which = POOLED.replace(" ", "_") if seed is None else f"s{seed}"
@@ -70,10 +75,10 @@ def main() -> None:
         for start in range(0, len(names), 2):  # by rows, so that reading aloud follows the order of the study
             for name, column in zip(names[start : start + 2], st.columns(2, gap="large"), strict=False):
                 with column, parts.seam(name):
-                    st.subheader(name.capitalize(), divider="gray")
+                    st.subheader(said(name), divider="gray")
                     analysis(study, pair, name, seed, mark)
         return
-    for name, tab in zip(names, st.tabs([n.capitalize() for n in names], key="analysis", on_change="rerun"), strict=True):
+    for name, tab in zip(names, st.tabs([said(n) for n in names], key="analysis", on_change="rerun"), strict=True):
         if tab.open:
             with tab, parts.seam(name):
                 analysis(study, pair, name, seed, mark)
