@@ -2,6 +2,8 @@
 
 import json
 import math
+import pickle
+from functools import partial
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -9,7 +11,7 @@ import plotly.io as pio
 import pytest
 
 from workbench.errors import UserError
-from workbench.results import Evidence, Metric, Result
+from workbench.results import Evidence, LazyTables, Metric, Result
 
 NAN, INF = float("nan"), float("inf")
 
@@ -31,6 +33,22 @@ def result():
         settings={"top": 3, "scores": ["a"]},
         provenance={"seed": 0},
     )
+
+
+def test_lazy_tables_are_made_once_when_they_are_looked_at():
+    asked: list[str] = []
+
+    def made(name: str) -> pd.DataFrame:
+        asked.append(name)
+        return pd.DataFrame({"value": [0.5]})
+
+    tables = LazyTables({name: partial(made, name) for name in ("table", "curves")})
+    assert (list(tables), len(tables), "table" in tables, "other" in tables, asked) == (["table", "curves"], 2, True, False, [])
+    assert tables["table"] is tables["table"]
+    assert asked == ["table"]
+    copied = pickle.loads(pickle.dumps(tables))  # for a cache: what it was made of may be gone by then
+    assert {name: list(table["value"]) for name, table in copied.items()} == {"table": [0.5], "curves": [0.5]}
+    assert asked == ["table", "curves"]
 
 
 def same(a, b):

@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 from workbench.errors import UserError
 from workbench.files import DiskFull
 from workbench.results import Metric, Result
-from workbench.run_records import is_locked
+from workbench.run_records import is_locked, read_run
 from workbench.runs import Run, Store, stage_key
 
 KEY, OTHER, THIRD = "0123456789", "abcdef0123", "0199999999"
@@ -498,6 +498,18 @@ def test_find_prefers_a_run_that_is_done(store):
     found = store.find(KEY)
     assert found is not None
     assert found.study == "b"
+
+
+def test_many_are_found_in_one_listing(store, monkeypatch):
+    base, child = write(store), write(store, "finetune", OTHER, parents=(KEY,))
+    write(store, "pretrain", THIRD)
+    write(store, "pretrain", THIRD, study="more")
+    read: list[str] = []
+    monkeypatch.setattr("workbench.runs.read_run", lambda *at: read.append(at[-1]) or read_run(*at))
+    assert store.find_all([KEY, OTHER, "ffffffffff"]) == {KEY: base, OTHER: child}
+    assert sorted(read) == sorted([KEY, OTHER])
+    assert store.find_all([]) == {}
+    assert [folder.key for folder in store.folders("more", [KEY, THIRD])] == [THIRD]
 
 
 @pytest.mark.parametrize("bad", ["..", ".", "", "a/b", "../x", "/tmp", "a\\b", ".tmp-1", "a\n", "a\0b", "-rf", "x" * 300])

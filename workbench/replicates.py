@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from workbench.results import Bound, Metric, Result
+from workbench.results import Bound, LazyTables, Metric, Result
 from workbench.seeds import numpy_generator
 from workbench.statistics import Floats, Pool, hierarchical, normal_quantile, pooled, wilson
 
@@ -41,27 +42,35 @@ def combine_results(results: Sequence[Result], seed: int = 0) -> Result:
         raise ValueError(f"only results of one analysis can be combined, got {[result.name for result in results]}")
     names = [result.provenance.get("seed") for result in results]
     seeds = names if None not in names and len(set(names)) == len(names) else list(range(len(results)))
-    tables: dict[str, pd.DataFrame] = {}
+    makers: dict[str, Callable[[], pd.DataFrame]] = {}
     for name in dict.fromkeys(name for result in results for name in result.tables):
         here = [(label, result.tables[name]) for label, result in zip(seeds, results, strict=True) if name in result.tables]
-        stacked = pd.concat([t if "seed" in t else t.assign(seed=label) for label, t in here], ignore_index=True)
-        if "value" in stacked:
-            tables[name] = combine_table(stacked, seed)
-            tables[f"{name}_by_seed"] = stacked
+        if any("value" in table for _, table in here):
+            makers[name] = partial(_combined, here, seed)
+            makers[f"{name}_by_seed"] = partial(_stacked, here)
         else:
-            tables[name] = stacked
+            makers[name] = partial(_stacked, here)
     limits = list(dict.fromkeys(limit for result in results for limit in result.limits))
     limits += few_seeds(len(results))
     first = results[0]
     common = {k: v for k, v in first.provenance.items() if all(r.provenance.get(k) == v for r in results)}
     return Result(
         name=first.name,
-        tables=tables,
+        tables=LazyTables(makers),
         headline=tuple(_combine_metrics(group, seed) for group in _by_name(results).values()),
         limits=tuple(limits),
         settings=first.settings,
         provenance={**common, "seeds": list(seeds), "replicates": [dict(result.provenance) for result in results]},
     )
+
+
+def _stacked(tables: Sequence[tuple[Any, pd.DataFrame]]) -> pd.DataFrame:
+    """Tables of all seeds in one, with a column that says whose each row is."""
+    return pd.concat([t if "seed" in t else t.assign(seed=label) for label, t in tables], ignore_index=True)
+
+
+def _combined(tables: Sequence[tuple[Any, pd.DataFrame]], seed: int) -> pd.DataFrame:
+    return combine_table(_stacked(tables), seed)
 
 
 def few_seeds(seeds: int) -> list[str]:

@@ -44,7 +44,7 @@ def write_report(study: Study, path: Path) -> Path:
         body.append(f'<h2 id="{_slug(pair)}">Pair: {escape(pair)}</h2>')
         for analysis in study.spec.analyses:
             result = study.result(pair, analysis)
-            body.append(_missing(study, analysis) if result is None else _section(study, pair, result, figures))
+            body.append(_missing(study, analysis) if result is None else _section(study, pair, analysis, result, figures))
     body += [_spec(study), _provenance(study)]
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_text(path, page(f"{study.name}: report", "\n".join(body), page_templates(), figures))
@@ -164,10 +164,10 @@ def _missing(study: Study, analysis: str) -> str:
     )
 
 
-def _section(study: Study, pair: str, result: Result, figures: dict[str, str]) -> str:
+def _section(study: Study, pair: str, analysis: str, result: Result, figures: dict[str, str]) -> str:
     from workbench.figures import alt, figure
 
-    name = _slug(pair, result.name)
+    name = _slug(pair, analysis)
     figures[name] = str(figure(result).to_json())
     said = alt(result)
     links = [
@@ -176,13 +176,13 @@ def _section(study: Study, pair: str, result: Result, figures: dict[str, str]) -
     ]
     links.append(f'<a download="{name}.json" data-figure="{name}" href="#{name}">figure.json</a>')
     return (
-        f"<h3>{escape(result.name.replace('_', ' '))}</h3>"
+        f"<h3>{escape(analysis.replace('_', ' '))}</h3>"
         f'<figure><div class="figure" id="{name}" role="img" aria-label="{escape(said)}"></div>'
         f"<figcaption>{escape(said)}</figcaption></figure>"
         f"{_list(f'{e.text} ({words.DIRECTIONS[e.direction]})' for e in result.evidence) if result.evidence else ''}"
         f"<details><summary>Numbers</summary>{_headline(result.headline)}</details>"
         f"<details><summary>Limits: what this does not show</summary>{_list(result.limits)}</details>"
-        f"<details><summary>Python</summary><pre>{escape(python_code(study.store.root, study.name, pair, result.name))}</pre></details>"
+        f"<details><summary>Python</summary><pre>{escape(python_code(study.store.root, study.name, pair, analysis))}</pre></details>"
         f'<div class="downloads"><span class="faint">Data:</span>{"".join(links)}</div>'
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -57,6 +57,35 @@ class Evidence:
     text: str
     capability: str = ""
     bound: Bound = "exact"
+
+
+class LazyTables(Mapping[str, pd.DataFrame]):
+    """Tables that are made when they are first looked at, since a verdict or a claim needs few of them; copied whole."""
+
+    def __init__(self, makers: Mapping[str, Callable[[], pd.DataFrame]]) -> None:
+        self._makers, self._made = dict(makers), dict[str, pd.DataFrame]()
+
+    def __getitem__(self, name: str) -> pd.DataFrame:
+        """The table of this name."""
+        if name not in self._made:
+            self._made[name] = self._makers[name]()
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Names, without making anything."""
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        """Number of tables."""
+        return len(self._makers)
+
+    def __contains__(self, name: object) -> bool:
+        """Whether there is a table of this name, without making it."""
+        return name in self._makers
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A pickle or copy holds the tables themselves."""
+        return dict, (dict(self),)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,8 @@ MANIFEST = "manifest.json"
 STATES = ("running", "done", "failed", "interrupted")
 METRIC_COLUMNS = ("step", "split", "name", "value")
 EVALUATION_COLUMNS = ("step", "split", "capability", "share", "values")
-_KEY = re.compile(r"[0-9a-f]{10}")
+KEY_DIGITS = 10
+_KEY = re.compile(rf"[0-9a-f]{{{KEY_DIGITS}}}")
 NAME = re.compile(r"\w[\w.=,+@-]{0,199}")  # one folder name: no separator, and no leading dot, so neither `..` nor `.tmp-`
 _STEP = re.compile(r"step-(?P<step>\d{1,18})")
 
@@ -74,7 +75,7 @@ def stage_key(spec: Mapping[str, Any], version: int, dtype: str, parents: Sequen
         UserError: the spec holds NaN, an infinity, or something that YAML cannot hold.
     """
     text = canonical_json({"spec": spec, "version": version, "dtype": dtype, "parents": list(parents)})
-    return hashlib.sha256(text.encode()).hexdigest()[:10]
+    return hashlib.sha256(text.encode()).hexdigest()[:KEY_DIGITS]
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from workbench.errors import UserError, did_you_mean
 from workbench.files import plain
-from workbench.run_records import NAME, Checkpoint, Run, check_key, check_name, read_run, stage_key
+from workbench.run_records import KEY_DIGITS, NAME, Checkpoint, Run, check_key, check_name, read_run, stage_key
 
 if TYPE_CHECKING:
     from workbench.run_checks import Problem
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Checkpoint", "Run", "Store", "stage_key"]
 
-_FOLDER = re.compile(r"(?P<stage>.+)-(?P<key>[0-9a-f]{10})")
+_FOLDER = re.compile(rf"(?P<stage>.+)-(?P<key>[0-9a-f]{{{KEY_DIGITS}}})")
 
 
 @dataclass(frozen=True, init=False)
@@ -36,8 +36,13 @@ class Store:
         """`$WORKBENCH_HOME`, else `runs/` under the working directory."""
         return cls(Path(os.environ.get("WORKBENCH_HOME") or "runs"))
 
-    def folders(self, study: str | None = None) -> Iterator[Run]:
-        """Run directories by name alone, unread; links are not followed, so that none leads out of the store."""
+    def folders(self, study: str | None = None, keys: Collection[str] | None = None) -> Iterator[Run]:
+        """Run directories by name alone, unread; links are not followed, so that none leads out of the store.
+
+        Args:
+            study: only those of this study.
+            keys: only those with one of these keys.
+        """
         try:
             studies = [entry.name for entry in os.scandir(self.root) if entry.is_dir(follow_symlinks=False)]
         except OSError:
@@ -46,10 +51,10 @@ class Store:
             if not NAME.fullmatch(name) or (study is not None and name != study):
                 continue
             try:
-                entries = sorted(os.scandir(self.root / name), key=lambda entry: entry.name)
+                entries = [e for e in os.scandir(self.root / name) if keys is None or e.name[-KEY_DIGITS:] in keys]
             except OSError:
                 continue
-            for entry in entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
                 match = _FOLDER.fullmatch(entry.name)
                 if match is None or not NAME.fullmatch(match["stage"]) or not entry.is_dir():
                     continue
@@ -74,8 +79,14 @@ class Store:
 
     def find(self, key: str) -> Run | None:
         """The run with this key in any study (a done one where several studies hold it), or None; reads no other run."""
-        folders = [folder for folder in self.folders() if folder.key == key]
-        return self._best(folders) if folders else None
+        return self.find_all([key]).get(key)
+
+    def find_all(self, keys: Iterable[str]) -> dict[str, Run]:
+        """As `find` for many keys at once, by key; those that have no run are left out. The store is listed once."""
+        found: dict[str, list[Run]] = {}
+        for folder in self.folders(keys=set(keys)):
+            found.setdefault(folder.key, []).append(folder)
+        return {key: self._best(folders) for key, folders in found.items()}
 
     def get(self, name: str) -> Run:
         """The run that a user means by a key, a unique beginning of one, `stage-key` or `study/stage-key`.

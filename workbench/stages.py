@@ -50,10 +50,10 @@ def execute(
 
 
 def _analyse(stage: Stage, store: Store, writer: RunWriter, device: str) -> None:
-    name, spec = stage.spec["analysis"], stage.spec
-    pair_name = stage.name.removeprefix(f"{name}-").rsplit("-s", 1)[0]
+    spec = stage.spec
+    pair_name = stage.name.partition("-")[2].rsplit("-s", 1)[0]
     pair = open_pair(spec["pair"], store, pair_name, stage.seed, device)
-    writer.result(analyses[name].load()(pair, **spec["settings"]))
+    writer.result(analyses[spec["analysis"]].load()(pair, **spec["settings"]))
 
 
 def _train(stage: Stage, store: Store, writer: RunWriter, device: str, should_stop: Callable[[], bool]) -> None:

@@ -55,7 +55,7 @@ def judge_kept(results: Mapping[str, Result], capability: str) -> tuple[Class, s
     """The verdict on the ability that fine-tuning may have hidden, and the sentence that explains it.
 
     Args:
-        results: by analysis; `behaviour` is needed for any verdict, `revival` for one on a lost ability.
+        results: by their names in the study; `behaviour` is needed for any verdict, `revival` for one on a lost ability.
         capability: its name, for the sentence.
     """
     if "behaviour" not in results:
@@ -185,7 +185,8 @@ def judge_revival(revival: Result) -> Revival:
 def _contradiction(verdict: Class, results: Mapping[str, Result], capability: str) -> Evidence | None:
     """The first line of another analysis on the same ability that points to the opposite of what revival says."""
     opposite = {"masked": "erased", "erased": "masked"}.get(verdict)
-    lines = (line for name, result in results.items() if name not in ("behaviour", "revival") for line in result.evidence)
+    others = (result for result in results.values() if result.name not in ("behaviour", "revival"))
+    lines = (line for result in others for line in result.evidence)
     about = (line for line in lines if line.capability in ("", capability))
     return next((line for line in about if line.direction == opposite), None)
 

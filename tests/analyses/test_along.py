@@ -53,7 +53,7 @@ def cut(pair, tmp_path):
 
 
 def test_every_step_is_the_analysis_of_that_checkpoint(pair, trajectory):
-    result = along(pair, analysis="behaviour", points=3)
+    result = along(pair, follow="behaviour", points=3)
     steps = sorted(set(result.table["step"]))
     assert len(steps) == 3
     assert (steps[0], steps[-1]) == (0, 20)
@@ -93,12 +93,12 @@ def test_settings_of_the_analysis_are_its_own(pair):
 @pytest.mark.parametrize("name", ["along", "revival"])
 def test_what_is_a_course_of_training_already_is_refused(pair, name):
     with pytest.raises(UserError, match=f"'{name}' is a course of training already"):
-        along(pair, analysis=name)
+        along(pair, follow=name)
 
 
 def test_what_is_not_there_is_refused_by_name(pair, make_pair, cut):
     with pytest.raises(UserError, match="there is no analysis 'behavior'"):
-        along(pair, analysis="behavior")
+        along(pair, follow="behavior")
     with pytest.raises(UserError, match="has no training 'revived'; it has finetune"):
         along(pair, of="revived")
     with pytest.raises(UserError, match="come without the trainings that made them"):

@@ -133,7 +133,7 @@ class TestPresets:
             rates = {arm: stage.spec["training"]["lr"] for arm, stage in pair.arms.items()}
             assert {rates["revived"], rates["revived@0.001"]} == {1e-4, 1e-3}
         assert {made.spec.finetune[p.name].lr for p in made.pairs if not p.arms} == {1e-4}
-        assert sum(stage.seconds for stage in made.stages) / 2 < 25 * 60
+        assert sum(stage.seconds for stage in made.stages) / 2 < 30 * 60
 
 
 class TestRun:

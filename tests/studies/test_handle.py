@@ -8,6 +8,7 @@ import pytest
 from studies.tiny import TINY, run_of, stage_of, write_study
 
 from workbench.errors import UserError
+from workbench.report import write_report
 from workbench.results import Evidence, Metric, Result
 from workbench.runs import Store
 from workbench.studies.handle import Study, pool
@@ -183,6 +184,34 @@ def test_pooling_reads_the_evidence_from_the_pooled_numbers(whole):
     assert both.provenance["seeds"] == [5]
     assert stale not in both.evidence
     assert "1.00 before fine-tuning, 0.00 after" in both.evidence[0].text
+
+
+def test_an_analysis_that_stands_there_twice_is_evidence_twice(copied, tmp_path):
+    entries = {
+        **copied.spec.analyses,
+        "pruning_heads": {"analysis": "pruning", "units": "heads"},
+        "again": {"analysis": "probing"},
+    }
+    study = Study(copied.spec.model_copy(update={"analyses": entries}), copied.store)
+    assert [stage.name for stage in study.plan.missing(study.store)] == ["pruning_heads-wrapped-s0"]  # probing again is probing
+    study.run(engine="inline", progress=False)
+    found = study.results("wrapped")
+    assert {name: result.name for name, result in found.items() if name != result.name} == {
+        "pruning_heads": "pruning",
+        "again": "probing",
+    }
+    assert found["pruning_heads"].metric("units").unit == "heads"
+    assert found["pruning_heads"].provenance["replicates"][0]["pair"] == "wrapped"
+    lines = dict.fromkeys(line.analysis for line in study.verdicts()[0].evidence)
+    assert list(lines) == ["behaviour", "pruning", "probing", "revival", "pruning_heads", "again"]
+    one = study.result("wrapped", "pruning_heads", 0)
+    assert one is not None
+    assert {line.analysis for line in one.evidence} == {"pruning_heads"}
+    page = write_report(study, tmp_path / "report.html").read_text()
+    assert all(f'id="wrapped-{name}"' in page for name in entries)
+    assert "study.result(&#x27;wrapped&#x27;, &#x27;pruning_heads&#x27;)" in page
+    with pytest.raises(UserError, match="pruning has no setting 'analysis'"):
+        study.analyze("wrapped", "pruning", {"analysis": "probing"})
 
 
 def test_an_analysis_with_other_settings_is_a_run_of_its_own(copied):

@@ -15,7 +15,7 @@ from workbench.models.spec import ModelSpec
 from workbench.protocols import compiled_weights, load_task
 from workbench.registry import analyses
 from workbench.runs import Store
-from workbench.studies.plan import STAGE_SECONDS, Plan, is_done, plan
+from workbench.studies.plan import STAGE_SECONDS, Plan, not_done, plan
 from workbench.studies.spec import Arm, parse_study
 
 SECOND = {"from": "never_had_it", "against": "base", "capability": "count_b", "steps": 8, "lr": 2e-3, "batch_size": 8}
@@ -251,6 +251,17 @@ STAGES = {
 }
 
 
+def test_the_name_of_an_analysis_in_a_study_is_no_part_of_its_key():
+    (plain,) = plan(parse_study(body(analyses={"pruning": {"units": "heads"}}))).pairs
+    (named,) = plan(parse_study(body(analyses={"heads": {"analysis": "pruning", "units": "heads"}, "pruning": {}}))).pairs
+    assert named.analyses["heads"].key == plain.analyses["pruning"].key
+    assert named.analyses["heads"].name == "heads-wrapped-s0"
+    (default,) = plan(parse_study(body(analyses=["pruning"]))).pairs
+    assert named.analyses["pruning"] == default.analyses["pruning"]
+    unrevived = plan(parse_study({k: v for k, v in body(analyses={"again": {"analysis": "revival"}}).items() if k != "revive"}))
+    assert unrevived.pairs[0].analyses == {}  # it needs the arms under any name
+
+
 @pytest.mark.parametrize("path", STAGES)
 def test_a_change_reaches_the_stage_and_its_descendants_alone(path):
     before, after = keys(planned()), keys(changed(path, 17))
@@ -343,7 +354,7 @@ def test_missing_and_done(whole, tmp_path):
     assert whole.plan.missing(Store(tmp_path / "empty")) == whole.plan.stages
     more = plan(parse_study(body(seeds=[0, 1])))
     assert {stage.seed for stage in more.missing(whole.store)} == {1}
-    assert is_done(whole.store, whole.plan.stages[0])
+    assert not_done(Store(tmp_path / "empty"), whole.plan.stages[:2]) == whole.plan.stages[:2]
 
 
 # --- impossible cells are refused by name

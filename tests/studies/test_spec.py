@@ -131,6 +131,11 @@ BAD = {
     "finetune.wrapped.from=bas": "finetune.wrapped.from: no pretrained model 'bas'; did you mean 'base'",
     "finetune.wrapped.against=bas": "finetune.wrapped.against: no pretrained model 'bas'; did you mean 'base'",
     "analyses=[prunning]": "analyses: no analysis 'prunning'; did you mean 'pruning'",
+    "analyses={pruning_heads: {units: heads}}": r"no analysis 'pruning_heads'.*says which it is, as in {analysis: pruning}",
+    "analyses={heads: {analysis: prunning}}": "analyses.heads.analysis: no analysis 'prunning'; did you mean 'pruning'",
+    "analyses={heads: {analysis: 5}}": "analyses.heads.analysis: no analysis '5'; known: ",
+    "analyses={probing: {analysis: pruning}}": "analyses.probing: .* is an analysis itself; call it pruning_2, say",
+    "analyses={of-heads: {analysis: pruning}}": "analyses.of-heads: .* letters, digits and '_' alone, .*; call it pruning_2",
     "analyses=5": "analyses is 5",
     "analyses={pruning: 5}": "analyses.pruning is 5",
     "seeds=[]": r"seeds \[\] must be different non-negative numbers, at least one",
@@ -243,6 +248,17 @@ def test_analyses_as_names_or_with_settings(file):
     as_names = load_study(file, ["analyses=[behaviour, pruning]"])
     assert as_names == load_study(file, ["analyses={behaviour: null, pruning: {}}"])
     assert load_study(file, ["analyses={pruning: {n: 32}}"]).analyses == {"pruning": {"n": 32}}
+
+
+def test_an_analysis_can_stand_there_twice(file):
+    entries = "{pruning: {n: 32}, heads: {analysis: pruning, units: heads}, probing: {analysis: probing}}"
+    spec = load_study(file, [f"analyses={entries}"])
+    assert [spec.analysis(entry) for entry in spec.analyses] == [
+        ("pruning", {"n": 32}),
+        ("pruning", {"units": "heads"}),
+        ("probing", {}),
+    ]
+    assert parse_study(spec.model_dump(mode="json", by_alias=True)) == spec
 
 
 def test_a_grid_makes_one_entry_per_combination(file):

@@ -27,7 +27,7 @@ REFUSED = ("along", "revival")
 class AlongSettings(Settings):
     """Settings of `along`."""
 
-    analysis: str = Field("behaviour", description="name of the analysis whose headline is followed")
+    follow: str = Field("behaviour", description="name of the analysis whose headline is followed")
     settings: dict[str, Any] = Field(default_factory=dict[str, Any], description="its settings")
     of: Training = Field("finetune", description="the training: fine-tuning, or an arm of the revival")
     points: int = Field(8, ge=2, description="checkpoints, spread evenly over those of the evaluation grid")
@@ -40,9 +40,9 @@ def _inner(settings: AlongSettings) -> Analysis[Any]:
     Raises:
         UserError: there is none of this name, or it cannot be followed.
     """
-    if settings.analysis in REFUSED:
-        raise UserError(f"along: {settings.analysis!r} is a course of training already; name another analysis.")
-    return cast("Analysis[Any]", analyses[settings.analysis].load())
+    if settings.follow in REFUSED:
+        raise UserError(f"along: {settings.follow!r} is a course of training already; name another analysis.")
+    return cast("Analysis[Any]", analyses[settings.follow].load())
 
 
 def _fits(settings: AlongSettings, question: Question, blocks: int) -> None:
@@ -85,7 +85,7 @@ def along(pair: Pair, settings: AlongSettings) -> Result:
             f"{len(chosen)} checkpoints: what happens between two of them is not seen.",
             *dict.fromkeys(limit for result in found for limit in result.limits),
         ),
-        provenance={"capability": pair.capability, "tuned_on": pair.tuned_on, "followed": settings.analysis, "of": settings.of},
+        provenance={"capability": pair.capability, "tuned_on": pair.tuned_on, "followed": settings.follow, "of": settings.of},
     )
 
 

@@ -52,7 +52,7 @@ def analyze(
     for setting in settings or ():
         apply_override(values, setting)
     if training is not None:
-        name, values = "along", {"analysis": name, "settings": values, "of": training}
+        name, values = "along", {"follow": name, "settings": values, "of": training}
     out: list[dict[str, Any]] = []
     for chosen in (pair,) if pair else study.pair_names:
         result, paths = study.analyze(chosen, name, values, seed)

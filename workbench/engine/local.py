@@ -23,7 +23,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from workbench.errors import UserError
 from workbench.runs import Store
-from workbench.studies.plan import Stage, is_done
+from workbench.studies.plan import Stage, not_done
 
 POLL_SECONDS = 0.4
 GRACE_SECONDS = 30.0
@@ -84,7 +84,7 @@ def run_stages(
         UserError: a stage failed; stages that do not need it were done all the same.
         KeyboardInterrupt: interrupted; running trainings saved a checkpoint to resume from.
     """
-    todo = {stage.key: stage for stage in stages if not is_done(store, stage)}
+    todo = {stage.key: stage for stage in not_done(store, stages)}
     reporter.begin(tuple(todo.values()), len(stages) - len(todo))
     schedule = _Schedule(todo)
     try:

@@ -320,10 +320,16 @@ def _of_compiled() -> list[Reproduction]:
             OfPair("activation_maps", {"rate_name": ["medium"], "share": [1.0]}),
         ),
         Reproduction(
-            "fig55-58",
+            "fig55-57",
             "Removing single weights of compiled counters",
             "compiled_counter",
             View("pruning", {}, columns="c_tr", rows="rate_name"),
+        ),
+        Reproduction(
+            "fig58",
+            "Removing neurons of compiled counters",
+            "compiled_counter",
+            View("pruning", {}, columns="c_tr", rows="rate_name", entry="pruning_neurons"),
         ),
         Reproduction(
             "fig59",

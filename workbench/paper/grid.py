@@ -121,8 +121,8 @@ class Grid:
 
     def seeds(self, analysis: str, pairs: Iterable[str] | None = None) -> list[int]:
         """Seeds under which the analysis is done for at least one of the pairs, all pairs when None."""
-        found = [self._result(name, analysis) for name in (self.axes["pair"] if pairs is None else pairs)]
-        return sorted({int(seed) for result in found if result is not None for seed in result.provenance["seeds"]})
+        names = list(self.axes["pair"] if pairs is None else pairs)
+        return sorted(seed for seed in self.study.spec.seeds if any(self._result(name, analysis, seed) for name in names))
 
     def contrast(
         self,

@@ -35,6 +35,8 @@ class View:
     lines: str = "c_tr"
     columns: str | tuple[str, ...] = "prior"
     rows: str | tuple[str, ...] = "rate_name"
+    entry: str = ""
+    """Name of its analysis in the study, where that is not the analysis' own."""
 
     @property
     def panels(self) -> list[str]:
@@ -43,8 +45,8 @@ class View:
 
     @property
     def analysis(self) -> str:
-        """The analysis that it is drawn from."""
-        return "behaviour" if self.reads in ("accuracy", "ends") else self.reads
+        """The analysis that it is drawn from, by its name in the study."""
+        return self.entry or ("behaviour" if self.reads in ("accuracy", "ends") else self.reads)
 
     def pairs(self, grid: Grid) -> list[str]:
         """Names of the pairs that are shown: of standard pretraining, where its length is neither an axis nor chosen."""
@@ -146,12 +148,12 @@ def _by_line(rows: pd.DataFrame, view: View) -> dict[str, Any]:
 
 def _accuracy(grid: Grid, view: View, pairs: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Accuracy over fine-tuning steps; test texts are an axis too (`share`)."""
-    rows = grid.stacked("behaviour", pairs=pairs)
+    rows = grid.stacked(view.analysis, pairs=pairs)
     if rows.empty:
         return pd.DataFrame(), pd.DataFrame()
     rows = keep(rows, (rows["role"] == view.role) & rows["share"].notna())
     rows = _place(rows, view, **_by_line(rows, view)).rename(columns={"step": "x"})
-    chance = grid.stacked("behaviour", "chance", pairs)
+    chance = grid.stacked(view.analysis, "chance", pairs)
     chance = keep(chance, (chance["role"] == view.role) & chance["share"].notna())
     best = chance.sort_values("value", ascending=False).drop_duplicates(view.panels)
     levels = _place(best, view).assign(text="best guess without the ability")
@@ -160,7 +162,7 @@ def _accuracy(grid: Grid, view: View, pairs: Sequence[str]) -> tuple[pd.DataFram
 
 def _pruning(grid: Grid, view: View, pairs: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Accuracy over the number of removed units, for both abilities; random units behind."""
-    rows = grid.stacked("pruning", pairs=pairs)
+    rows = grid.stacked(view.analysis, pairs=pairs)
     if rows.empty:
         return pd.DataFrame(), pd.DataFrame()
     rows = rows.rename(columns={"k": "x"})
@@ -184,7 +186,7 @@ def _pruning(grid: Grid, view: View, pairs: Sequence[str]) -> tuple[pd.DataFrame
 
 def _probing(grid: Grid, view: View, pairs: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Probe accuracy for the ability that may be lost over residual points, models as lines."""
-    rows = grid.stacked("probing", pairs=pairs)
+    rows = grid.stacked(view.analysis, pairs=pairs)
     if rows.empty:
         return pd.DataFrame(), pd.DataFrame()
     rows = keep(rows, (rows["role"] == view.role) & (rows["prompt"] == "matching") & (rows["labels"] == "true"))
@@ -198,7 +200,7 @@ def _probing(grid: Grid, view: View, pairs: Sequence[str]) -> tuple[pd.DataFrame
 
 def _revival(grid: Grid, view: View, pairs: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Accuracy over reverse fine-tuning steps, tuned models as lines; `reverse_rate` is an axis too; controls behind."""
-    rows = grid.stacked("revival", pairs=pairs)
+    rows = grid.stacked(view.analysis, pairs=pairs)
     if rows.empty:
         return pd.DataFrame(), pd.DataFrame()
     main = f"{grid.study.spec.revive.lr:g}" if grid.study.spec.revive else ""
@@ -221,7 +223,7 @@ def _revival(grid: Grid, view: View, pairs: Sequence[str]) -> tuple[pd.DataFrame
 
 def _ends(grid: Grid, view: View, pairs: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Accuracy before (x = 0) and after (x = 1) fine-tuning where the shortcut fails, every ability a line."""
-    rows = grid.stacked("behaviour", "endpoints", pairs)
+    rows = grid.stacked(view.analysis, "endpoints", pairs)
     if rows.empty:
         return pd.DataFrame(), pd.DataFrame()
     rows = keep(rows, rows["model"].isin(["base", "tuned"]) & (rows["share"] != 1.0))

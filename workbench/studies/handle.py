@@ -16,7 +16,7 @@ from workbench.files import atomic_text, explain_full_disk
 from workbench.registry import analyses
 from workbench.results import Evidence, Result
 from workbench.runs import Run, Store
-from workbench.studies.plan import PairPlan, Plan, Stage, is_done, plan
+from workbench.studies.plan import PairPlan, Plan, Stage, not_done, plan
 from workbench.studies.spec import StudySpec, load_study, parse_study
 from workbench.subjects import Pair, open_pair
 from workbench.verdict import Verdict, judge_kept, judge_trained
@@ -142,7 +142,8 @@ class Study:
 
     def runs(self) -> list[tuple[Stage, Run | None]]:
         """Every stage with its run, or None where there is none yet."""
-        return [(stage, self.store.find(stage.key)) for stage in self.plan.stages]
+        found = self.store.find_all(stage.key for stage in self.plan.stages)
+        return [(stage, found.get(stage.key)) for stage in self.plan.stages]
 
     def progress(self) -> tuple[int, int]:
         """`(stages done, stages)`."""
@@ -172,30 +173,32 @@ class Study:
         wanted = self.spec.seeds[0] if seed is None else seed
         for planned in self._plans(name):
             if planned.seed == wanted:
-                for stage in planned.models:
-                    if not is_done(self.store, stage):
-                        raise UserError(f"{stage.name} of pair {name!r} is not done; run the study first.")
-                done = [arm for arm, stage in planned.arms.items() if is_done(self.store, stage)]
-                siblings = [n for n, both in planned.siblings.items() if all(is_done(self.store, stage) for stage in both)]
+                for stage in not_done(self.store, planned.models):
+                    raise UserError(f"{stage.name} of pair {name!r} is not done; run the study first.")
+                lacking = not_done(
+                    self.store, (*planned.arms.values(), *(s for both in planned.siblings.values() for s in both))
+                )
+                done = [arm for arm, stage in planned.arms.items() if stage not in lacking]
+                siblings = [n for n, both in planned.siblings.items() if not any(stage in lacking for stage in both)]
                 body = planned.body(self.plan.task, self.spec.evaluation.final_examples, done, siblings)
                 return open_pair(body, self.store, name, wanted, device)
         raise UserError(f"pair {name!r} has no seed {wanted}; the study has seeds {list(self.spec.seeds)}.")
 
     def result(self, pair: str, analysis: str, seed: int | None = None) -> Result | None:
-        """The result of an analysis on a pair: of one seed, or pooled over the seeds that are done; None if none is.
+        """The result of an analysis of the study (by its name there) on a pair, or None if it is not done for any seed.
 
-        An analysis that the study does not name is found as well, where `analyze` ran it with its defaults.
+        It is the one of a seed, or pooled over the seeds that are done. An analysis that the study does not name is found as
+        well, where `analyze` ran it with its defaults.
         """
         self._plans(pair)
-        done: list[Result] = []
-        for planned in (p for p in self._every.pairs if p.name == pair):
-            stage = planned.analyses.get(analysis)
-            run = self.store.find(stage.key) if stage and seed in (None, planned.seed) else None
-            if run is not None and run.done:
-                done.append(run.result())
-        if not done or seed is not None:
-            return done[0] if done else None
-        return pool(done)
+        planned = [p for p in self._every.pairs if p.name == pair and seed in (None, p.seed)]
+        wanted = [p.analyses[analysis].key for p in planned if analysis in p.analyses]
+        runs = self.store.find_all(wanted)
+        done = [runs[key].result() for key in wanted if key in runs and runs[key].done]
+        if not done:
+            return None
+        found = done[0] if seed is not None else pool(done)
+        return replace(found, evidence=tuple(replace(line, analysis=analysis) for line in found.evidence))
 
     def analyze(
         self, pair: str, analysis: str, settings: Mapping[str, Any] | None = None, seed: int | None = None
@@ -209,7 +212,7 @@ class Study:
         from workbench.engine.progress import Silent
 
         spec = self.spec.model_copy(update={"analyses": {analysis: dict(settings or {})}})
-        analyses[analysis]
+        analyses[analysis].load().settings(settings or {})  # pyright: ignore[reportFunctionMemberAccess]
         one = Study(spec, self.store)
         planned = [p for p in one._plans(pair) if seed in (None, p.seed)]
         stages = [p.analyses[analysis] for p in planned if analysis in p.analyses]

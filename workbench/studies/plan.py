@@ -112,13 +112,13 @@ class Plan:
 
     def missing(self, store: Store) -> tuple[Stage, ...]:
         """Stages that are not done in the store."""
-        return tuple(stage for stage in self.stages if not is_done(store, stage))
+        return not_done(store, self.stages)
 
 
-def is_done(store: Store, stage: Stage) -> bool:
-    """Whether the stage's run exists, whole."""
-    run = store.find(stage.key)
-    return run is not None and run.done
+def not_done(store: Store, stages: Sequence[Stage]) -> tuple[Stage, ...]:
+    """The stages without a whole run; lists the store once."""
+    runs = store.find_all(stage.key for stage in stages)
+    return tuple(stage for stage in stages if stage.key not in runs or not runs[stage.key].done)
 
 
 def plan(spec: StudySpec) -> Plan:
@@ -229,9 +229,9 @@ class _Builder:
 
     def analysed(self, pair: PairPlan, pairs: Sequence[PairPlan]) -> PairPlan:
         """A pair with the stages of its analyses; those that need arms are left out where it has none."""
-        wanted = {a: s for a, s in self.spec.analyses.items() if pair.arms or "arms" not in analyses[a].needs}
+        wanted = [e for e in self.spec.analyses if pair.arms or "arms" not in analyses[self.spec.analysis(e)[0]].needs]
         pair = replace(pair, siblings=_siblings(pair, pairs))
-        return replace(pair, analyses={a: self.add(self.analysis(a, s, pair)) for a, s in wanted.items()})
+        return replace(pair, analyses={entry: self.add(self.analysis(entry, pair)) for entry in wanted})
 
     def check(self, name: str, kept: str, base: str, tuned: FinetuneSpec, correlation: Correlation | None) -> None:
         """Ask the task for what the pair needs, so that impossible cells are refused by name before anything runs."""
@@ -356,30 +356,32 @@ class _Builder:
             bytes=4 * self.parameters * checkpoints,
         )
 
-    def analysis(self, analysis: str, settings: Mapping[str, Any], pair: PairPlan) -> Stage:
-        entry = analyses[analysis]
+    def analysis(self, entry: str, pair: PairPlan) -> Stage:
+        """The stage of an entry of `analyses`, whose name is no part of the key."""
+        name, settings = self.spec.analysis(entry)
+        found = analyses[name]
         if settings:
             question = Question(pair.name, pair.seed, self.task, pair.capability, pair.tuned_on, pair.correlation)
-            entry.load().check(settings, question, self.blocks)  # pyright: ignore[reportFunctionMemberAccess]
-        needed = {arm: stage for arm, stage in pair.arms.items() if "arms" in entry.needs or arm in entry.uses}
-        siblings = pair.siblings if "siblings" in entry.uses else {}
+            found.load().check(settings, question, self.blocks)  # pyright: ignore[reportFunctionMemberAccess]
+        needed = {arm: stage for arm, stage in pair.arms.items() if "arms" in found.needs or arm in found.uses}
+        siblings = pair.siblings if "siblings" in found.uses else {}
         others = [stage for both in siblings.values() for stage in both]
         parents = [stage.key for stage in (*pair.models, *needed.values(), *others)]
         spec = {
             "kind": "analyse",
-            "analysis": analysis,
-            "settings": dict(settings),
+            "analysis": name,
+            "settings": settings,
             "pair": pair.body(self.resolved, self.spec.evaluation.final_examples, needed, siblings),
             "seed": pair.seed,
         }
-        work = entry.passes * self.spec.evaluation.final_examples * self.task.context * 2 * self.parameters
+        work = found.passes * self.spec.evaluation.final_examples * self.task.context * 2 * self.parameters
         return Stage(
-            name=f"{analysis}-{pair.name}-s{pair.seed}",
+            name=f"{entry}-{pair.name}-s{pair.seed}",
             kind="analyse",
             seed=pair.seed,
             spec=spec,
             parents=tuple(dict.fromkeys(parents)),
-            version=entry.version,
+            version=found.version,
             seconds=STAGE_SECONDS + work / FLOPS_PER_SECOND,
             bytes=200_000,
         )

@@ -27,6 +27,8 @@ UNSHOWN: tuple[Arm, ...] = ("irrelevant", "other_operands", "unrelated")
 NEVER = "never_had_it"
 """Name of the pretrained model to which the capability under revival was never asked."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=,+-]{0,149}")
+_ENTRY = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,39}")
+"""Name of an analysis in a study: no '-', which ends it in the names of stages."""
 
 
 class _Section(BaseModel):
@@ -161,7 +163,8 @@ class ReviveSpec(_Training):
 
 
 _ANALYSES_SCHEMA = {
-    "description": "names, or names with settings",
+    "description": "names, or names with settings; an entry of another name says in `analysis` which one it is, so that one "
+    "analysis can stand there several times: `pruning_heads: {analysis: pruning, units: heads}`",
     "anyOf": [
         {"type": "array", "items": {"type": "string"}},
         {"type": "object", "additionalProperties": {"type": ["object", "null"]}},
@@ -211,12 +214,22 @@ class StudySpec(_Section):
                     raise ValueError(
                         f"finetune.{name}.{role}: no pretrained model {wanted!r}{did_you_mean(wanted, self.pretrain)}"
                     )
-        for name in self.analyses:
-            if name not in analyses.names():
-                raise ValueError(f"analyses: no analysis {name!r}{did_you_mean(name, analyses.names())}")
+        for entry in self.analyses:
+            self._check_analysis(entry)
         if self.revive:
             self._check_revive(self.revive)
         return self
+
+    def _check_analysis(self, entry: str) -> None:
+        name, known = self.analysis(entry)[0], analyses.names()
+        if name == entry and name not in known:
+            more = " (an entry with a name of its own says which it is, as in {analysis: pruning})"
+            raise ValueError(f"analyses: no analysis {name!r}{did_you_mean(name, known)}{more}")
+        if name not in known:
+            raise ValueError(f"analyses.{entry}.analysis: no analysis {name!r}{did_you_mean(name, known)}")
+        if name != entry and (entry in known or not _ENTRY.fullmatch(entry)):
+            why = "is an analysis itself" if entry in known else "may hold letters, digits and '_' alone, at most 40"
+            raise ValueError(f"analyses.{entry}: the name of an entry that is {name} {why}; call it {name}_2, say")
 
     def _check_revive(self, revive: ReviveSpec) -> None:
         for pattern in revive.pairs or ():
@@ -234,6 +247,11 @@ class StudySpec(_Section):
             raise ValueError(f"revive.other_rates {list(revive.other_rates)} must be positive, different, and not revive.lr")
         if NEVER in revive.arms and NEVER not in self.pretrain:
             raise ValueError(f"revive.arms asks for {NEVER}, but pretrain has no model of that name; add it or drop the arm")
+
+    def analysis(self, entry: str) -> tuple[str, dict[str, Any]]:
+        """Which analysis an entry of `analyses` is, and with what settings: the one of its own name where it names no other."""
+        settings = dict(self.analyses[entry])
+        return str(settings.pop("analysis", entry)), settings
 
     def reference(self, name: str) -> str:
         """The pretrained model that the pair of a fine-tune is held against."""
