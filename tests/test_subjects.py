@@ -172,6 +172,25 @@ def test_a_pair_is_opened_from_the_runs_that_its_spec_names(store):
     assert pair.trajectory.metrics["value"].tolist() == [0.5]
 
 
+def test_the_revived_model_is_the_end_of_its_arm_and_the_states_are_in_order(store):
+    pair = open_pair(body(store), store, "wrapped", 2)
+    arm = build_model(ModelSpec(blocks=1, heads=1, width=8), 46, 33, 3)
+    assert weights_sha256(pair.revived) == weights_sha256(arm)
+    assert list(pair.states) == ["base", "tuned", "revived"]
+    assert pair.states["revived"] is pair.revived
+    without = open_pair(body(store, arms={}), store, "wrapped", 2)
+    assert without.revived is None
+    assert list(without.states) == ["base", "tuned"]
+
+
+def test_siblings_are_pairs_of_models_by_name(store):
+    key = {run.stage: run.key for run in store.runs()}
+    pair = open_pair(body(store, siblings={"other": {"base": key["base"], "tuned": key["never"]}}), store, "wrapped", 2)
+    found = [weights_sha256(model) for model in pair.sibling("other")]
+    assert found == [weights_sha256(pair.base), weights_sha256(pair.never_had_it)]
+    assert dict(open_pair(body(store), store, "wrapped", 2).siblings) == {}
+
+
 def test_what_a_spec_leaves_out_is_absent(store):
     pair = open_pair(body(store, never_had_it=None, correlation=None, arms={}), store, "plain", 0)
     assert (pair.never_had_it, pair.correlation, dict(pair.arms)) == (None, None, {})

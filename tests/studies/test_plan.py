@@ -228,6 +228,33 @@ def test_the_pair_of_an_analysis_names_its_models():
     assert "start" not in planned().pairs[0].analyses["behaviour"].spec["pair"]  # it starts from its base
 
 
+def test_what_an_analysis_uses_is_waited_for_where_it_is_and_missed_by_nobody_where_it_is_not():
+    (pair,) = planned(analyses=["along", "behaviour"]).pairs
+    used = pair.analyses["along"]
+    assert set(used.spec["pair"]["arms"]) == set(pair.arms) & {"revived", "never_had_it", "scratch", "irrelevant"} != set()
+    assert {pair.arms[arm].key for arm in used.spec["pair"]["arms"]} <= set(used.parents)
+    assert pair.analyses["behaviour"].spec["pair"]["arms"] == {}
+    without = body(analyses=["along"])
+    del without["revive"]
+    (alone,) = plan(parse_study(without)).pairs
+    assert alone.analyses["along"].spec["pair"]["arms"] == {}
+
+
+def test_siblings_are_other_fine_tunes_of_the_base_and_the_same_pair_under_other_seeds():
+    first = body()["finetune"]["wrapped"]
+    tunes = {"wrapped": first, "more": {**first, "steps": 9}, "elsewhere": SECOND}
+    made = planned(seeds=[0, 1], finetune=tunes)
+    (pair,) = [p for p in made.pairs if (p.name, p.seed) == ("wrapped", 0)]
+    stages = {(p.name, p.seed): p for p in made.pairs}
+    assert pair.siblings == {
+        "more": (pair.base, stages["more", 0].tuned),
+        "wrapped, seed 1": (stages["wrapped", 1].base, stages["wrapped", 1].tuned),
+    }
+    named = pair.body({}, 10, siblings=["more"])["siblings"]
+    assert named == {"more": {"base": pair.base.key, "tuned": stages["more", 0].tuned.key}}
+    assert "siblings" not in pair.body({}, 10)
+
+
 def test_keys_do_not_depend_on_what_else_there_is():
     before = set(keys(planned()).values())
     first = body()["finetune"]["wrapped"]
