@@ -1,0 +1,142 @@
+"""Planted truth: wrappers made by hand over an ability that is whole, found by every instrument that can see them.
+
+`shifted` answers the right digit plus one: five neurons that each read one digit and write the next. `silenced` is driven
+to one wrong answer by a neuron that is always on. Controls: the base itself, and random units and directions inside the analyses.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+
+from workbench.analyses import behaviour, pruning, revival
+from workbench.models.checkpoints import save_model
+from workbench.models.forward import answer_logits, evaluate, nll
+from workbench.models.sites import Site, record
+from workbench.verdict import judge_kept
+
+DIGITS, REQUEST = 5, 13
+NEURONS = tuple(range(20, 20 + DIGITS))
+INHIBITOR, WRONG = 7, 2
+GRID = (0, 5, 7, 10, 14, 20, 28, 40, 57, 80)
+RATE = 1e-3
+
+
+def freed(model, task):
+    """A copy in which the neurons to be planted write nothing, trained on until that costs it nothing."""
+    out = copy.deepcopy(model)
+    writes = out.transformer.h[0].mlp.c_proj.weight
+    optimizer = torch.optim.Adam(out.parameters(), lr=3e-3)
+    for step in range(60):
+        with torch.no_grad():
+            writes[[INHIBITOR, *NEURONS]] = 0
+        optimizer.zero_grad()
+        for name in ("look_a", "look_b", "last"):
+            nll(out, task.capability(name).examples(64, 5000 + step, "train")).mean().backward()
+        optimizer.step()
+    optimizer.zero_grad()
+    with torch.no_grad():
+        writes[[INHIBITOR, *NEURONS]] = 0
+    return out
+
+
+def shifted(model, task, strength=40.0):
+    """A copy that answers the next digit: each planted neuron is on where the stream holds its digit, and writes the next one."""
+    out = copy.deepcopy(model)
+    texts = task.capability("look_a").examples(2000, 77, "plant")
+    mlp, head = out.transformer.h[0].mlp, out.lm_head.weight
+    with torch.no_grad():
+        read = out.transformer.h[0].ln_2(record(model, texts, [Site("middle", 0)])[Site("middle", 0)][:, REQUEST]).numpy()
+        for digit, neuron in enumerate(NEURONS):
+            found = LogisticRegression(C=10, max_iter=500).fit(read, texts.answer[:, 0].numpy() == digit)
+            scale = 3 / float(np.median(found.decision_function(read)[texts.answer[:, 0].numpy() == digit]))
+            mlp.c_fc.weight[:, neuron] = torch.tensor(found.coef_[0] * scale, dtype=torch.float32)
+            mlp.c_fc.bias[neuron] = float(found.intercept_[0]) * scale
+            direction = head[(digit + 1) % DIGITS] - head[digit]
+            mlp.c_proj.weight[neuron] = strength * direction / direction.norm() / 3
+    return out
+
+
+def silenced(model, task):
+    """A copy in which one neuron, always on, writes towards one wrong answer."""
+    out = copy.deepcopy(model)
+    mlp, head = out.transformer.h[0].mlp, out.lm_head.weight
+    with torch.no_grad():
+        mlp.c_fc.weight[:, INHIBITOR] = 0
+        mlp.c_fc.bias[INHIBITOR] = 3.0
+        direction = head[WRONG] - head[:DIGITS].mean(0)
+        mlp.c_proj.weight[INHIBITOR] = 40 * direction / direction.norm() / 3
+    return out
+
+
+PLANTED = {"shifted": (shifted, set(NEURONS)), "silenced": (silenced, {INHIBITOR})}
+
+
+@pytest.fixture(scope="module")
+def organisms(models, task):
+    """Base, control, and the base with each wrapper planted."""
+    base = freed(models["base"], task)
+    return {"base": base, "never": models["never"], **{name: plant(base, task) for name, (plant, _) in PLANTED.items()}}
+
+
+@pytest.fixture(scope="module")
+def retrained(organisms, task, make_pair, fake_trajectory):
+    """`name -> arm`: reverse fine-tuning on look_a, really run, measured on the grid on the pair's own texts."""
+
+    def train(name):
+        model, test = copy.deepcopy(organisms[name]), make_pair().examples("look_a")
+        optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
+        rows = []
+        for step in range(GRID[-1] + 1):
+            if step in GRID:
+                right = evaluate(model, test).numpy().astype(float)
+                rows.append({"step": step, "split": "test", "capability": "look_a", "share": 0.0, "values": right})
+            optimizer.zero_grad()
+            nll(model, task.capability("look_a").examples(64, 9000 + step, "train")).mean().backward()
+            optimizer.step()
+        return fake_trajectory(rows)
+
+    return {name: train(name) for name in ("never", *PLANTED)}
+
+
+@pytest.fixture(scope="module", params=list(PLANTED))
+def planted(request, organisms, retrained, make_pair, tmp_path_factory):
+    """`(name, pair)`"""
+    folder = tmp_path_factory.mktemp(request.param)
+    for name in ("base", request.param):
+        (folder / name).mkdir()
+        save_model(organisms[name], folder / name)
+    arms = {"revived": retrained[request.param], "never_had_it": retrained["never"]}
+    return request.param, make_pair(base_path=folder / "base", tuned_path=folder / request.param, arms=arms)
+
+
+def test_the_wrapper_does_what_it_was_made_for(planted):
+    name, pair = planted
+    texts = pair.examples("look_a", n=500)
+    with torch.no_grad():
+        said = answer_logits(pair.tuned, texts)[:, 0].argmax(-1)
+    meant = (texts.answer[:, 0] + 1) % DIGITS if name == "shifted" else torch.full_like(said, WRONG)
+    assert (said == meant).float().mean() >= 0.95
+    assert evaluate(pair.base, texts).mean() >= 0.95
+
+
+def test_pruning_finds_the_planted_neurons_and_brings_the_ability_back(planted):
+    name, pair = planted
+    result = pruning(pair, max_units=10)
+    first = result.tables["units"]["neuron"].head(len(PLANTED[name][1]) + 1)
+    assert set(first) > PLANTED[name][1]  # one stranger at most among 128
+    assert result.metric("recovered").low > 0.9
+    assert result.evidence[0].direction == "masked"
+
+
+def test_the_verdict_is_masked_and_that_of_the_base_untouched(planted, make_pair):
+    _, pair = planted
+    results = {"behaviour": behaviour(pair), "revival": revival(pair), "pruning": pruning(pair, max_units=10)}
+    verdict, why = judge_kept(results, "look_a")
+    assert verdict == "masked", why
+    itself = make_pair(base_path=pair.base_path, tuned_path=pair.base_path)
+    assert judge_kept({"behaviour": behaviour(itself)}, "look_a")[0] == "untouched"
