@@ -143,6 +143,12 @@ def test_bad_input_is_one_sentence(cli, tmp_path, words, message):
     assert message in cli("reproduce", *words, "--store", tmp_path / "empty").sentence
 
 
+@pytest.mark.parametrize("run", [NEW, "--run"])
+@pytest.mark.parametrize("name", ["fig5", "fig12", "claims"])
+def test_a_device_that_is_not_there_is_refused_whatever_is_run(cli, store, never_run, name, run):
+    assert "toaster" in cli("reproduce", name, run, "--device", "toaster", "--store", store).sentence
+
+
 def test_what_is_missing_is_run_first(cli, store, monkeypatch):
     asked = []
     monkeypatch.setattr(Study, "run", lambda self, *words, **more: asked.append((self.name, words, more)))

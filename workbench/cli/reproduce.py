@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from workbench.cli.common import Json, Seeds, StorePath, open_store, parse_seeds, print_json, print_table, say
+from workbench.cli.common import Json, Seeds, StorePath, check_device, open_store, parse_seeds, print_json, print_table, say
 from workbench.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ def reproduce(
     at: Scale = "paper" if scale == "paper" else "cpu"
     if name not in (CLAIMS, *reproductions()):
         raise UserError(f"there is no figure or table {name!r}{did_you_mean(name, [CLAIMS, *reproductions()])}")
+    check_device(device)
     study_name = get(name).preset(at) if name != CLAIMS else _claims_study(at)
     trains = name == CLAIMS or get(name).needs_models
     study = _study(study_name, opened, parse_seeds(seeds), run and trains, workers, device, json)
