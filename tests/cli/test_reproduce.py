@@ -96,6 +96,20 @@ def test_a_figure_in_words(cli, store, never_run):
     assert studies == {"grid_counting"}
 
 
+def test_what_has_no_numbers_says_where_it_lies(cli, tmp_path):
+    said = cli("reproduce", "fig12", "--store", tmp_path / "new").out.splitlines()
+    folder = tmp_path / "new" / "paper" / "fig12-cpu"
+    assert said[1:] == [f"no single numbers; the figure is {folder / 'figure.html'}, its table {folder / 'table.parquet'}"]
+
+
+def test_a_table_prints_how_far_it_is_from_the_paper(cli, store, never_run):
+    said = cli("reproduce", "tab5", NEW, "--store", store).out
+    assert "values beside printed ones: mean absolute difference to the paper" in said
+    (held,) = [line for line in said.splitlines() if "printed value within the interval here" in line]
+    assert "[" not in held  # a share of cells that are not independent has no interval
+    assert said.count("mean absolute difference, ") == 4
+
+
 def test_claims_as_json_and_in_words(cli, store, never_run):
     body = cli("reproduce", "claims", NEW, "--store", store, "--json").json
     assert body["name"] == "claims"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +13,7 @@ from workbench.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from workbench.paper.grid import Scale
-    from workbench.results import Result
+    from workbench.results import Metric, Result
     from workbench.runs import Store
     from workbench.studies.handle import Study
 
@@ -146,9 +147,21 @@ def _print(result: Result, folder: Path) -> None:
                 say(f"  {row['claim']}: {row['explanation']}")
         for why in dict.fromkeys(r["why"] for r in table if r["why"]):
             say(f"  note: {why}")
-    else:
-        rows = [(m.metric, f"{m.value:.3f} [{m.low:.3f}, {m.high:.3f}]", str(m.n), m.unit) for m in result.headline]
+    elif result.headline:
+        rows = [(m.metric, _value(m), str(m.n), m.unit) for m in result.headline]
         print_table("", ("number", "value [95 %]", "n", "unit"), rows)
     for limit in result.limits:
         say(f"  limit: {limit}")
-    say(f"written to {folder} (figure.html, result.json, tables)")
+    if result.headline:
+        say(f"written to {folder} (figure.html, result.json, tables)")
+    else:
+        say(f"no single numbers; the figure is {folder / 'figure.html'}, its table {folder / 'table.parquet'}")
+
+
+def _value(metric: Metric) -> str:
+    """A number with its interval, where it has one."""
+    if not math.isfinite(metric.value):
+        return "not measured"
+    if metric.low == metric.value == metric.high:
+        return f"{metric.value:.3f}"
+    return f"{metric.value:.3f} [{metric.low:.3f}, {metric.high:.3f}]"
