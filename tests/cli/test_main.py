@@ -81,7 +81,7 @@ def test_how_a_command_ends(monkeypatch, capsys, error, code, text, inside):
         pytest.skip("Typer ends such a command with 1")
     if inside:
         monkeypatch.setattr(sys, "argv", ["workbench", "runs", "list"])
-        monkeypatch.setattr("workbench.cli.runs.open_store", lambda path: fail())
+        monkeypatch.setattr("workbench.cli.runs.open_to_read", lambda path: fail())
     else:
         monkeypatch.setattr(workbench.cli, "app", fail)
     with pytest.raises(SystemExit) as end:

@@ -42,7 +42,7 @@ def never_run(monkeypatch):
 def test_the_list(cli):
     rows = cli("reproduce", "--list", "--json").json
     assert all(set(row) == {"name", "summary"} for row in rows)
-    assert [row["name"] for row in rows] == ["claims", *reproductions()]
+    assert [row["name"] for row in rows] == ["claims", "claims-indexing", *reproductions()]
     assert all(row["summary"] for row in rows)
     printed = cli("reproduce").out  # without a name it is the list, too
     assert printed == cli("reproduce", "--list").out
@@ -96,6 +96,20 @@ def test_a_figure_in_words(cli, store, never_run):
     assert studies == {"grid_counting"}
 
 
+def test_what_has_no_numbers_says_where_it_lies(cli, tmp_path):
+    said = cli("reproduce", "fig12", "--store", tmp_path / "new").out.splitlines()
+    folder = tmp_path / "new" / "paper" / "fig12-cpu"
+    assert said[1:] == [f"no single numbers; the figure is {folder / 'figure.html'}, its table {folder / 'table.parquet'}"]
+
+
+def test_a_table_prints_how_far_it_is_from_the_paper(cli, store, never_run):
+    said = cli("reproduce", "tab5", NEW, "--store", store).out
+    assert "values beside printed ones: mean absolute difference to the paper" in said
+    (held,) = [line for line in said.splitlines() if "printed value within the interval here" in line]
+    assert "[" not in held  # a share of cells that are not independent has no interval
+    assert said.count("mean absolute difference, ") == 4
+
+
 def test_claims_as_json_and_in_words(cli, store, never_run):
     body = cli("reproduce", "claims", NEW, "--store", store, "--json").json
     assert body["name"] == "claims"
@@ -141,6 +155,12 @@ def test_without_a_run_an_empty_store_has_nothing_to_show(cli, tmp_path, never_r
 )
 def test_bad_input_is_one_sentence(cli, tmp_path, words, message):
     assert message in cli("reproduce", *words, "--store", tmp_path / "empty").sentence
+
+
+@pytest.mark.parametrize("run", [NEW, "--run"])
+@pytest.mark.parametrize("name", ["fig5", "fig12", "claims"])
+def test_a_device_that_is_not_there_is_refused_whatever_is_run(cli, store, never_run, name, run):
+    assert "toaster" in cli("reproduce", name, run, "--device", "toaster", "--store", store).sentence
 
 
 def test_what_is_missing_is_run_first(cli, store, monkeypatch):

@@ -37,9 +37,28 @@ def test_list_shows_damage_beside_what_is_whole(cli, copied):
     assert "20/20" in out
 
 
-def test_an_empty_store_says_how_to_fill_it(cli, tmp_path):
-    assert "no runs in" in cli("runs", "list", "--store", tmp_path / "none").out
-    assert cli("runs", "list", "--store", tmp_path / "none", "--json").json == []
+def test_a_store_without_runs_says_how_to_fill_it(cli, tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    said = "there are no runs yet in {}; make some with: workbench study run quickstart"
+    assert cli("runs", "list", "--store", tmp_path / "empty").out.strip() == said.format(tmp_path / "empty")
+    assert cli("runs", "list", "--store", tmp_path / "empty", "--json").json == []
+    monkeypatch.setenv("WORKBENCH_HOME", str(tmp_path / "none"))  # the default store may not be there yet
+    assert cli("runs", "list").out.strip() == said.format(tmp_path / "none")
+    assert cli("study", "show", "quickstart").out.strip() == said.format(tmp_path / "none")
+    assert len(cli("study", "show", "quickstart", "--json").json["pairs"])
+    assert "there is no study file or preset 'quickstrat'" in cli("study", "show", "quickstrat").sentence
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    "words", [["runs", "list"], ["runs", "show", "x"], ["study", "show", "quickstart"], ["study", "list"], ["report", "tiny"]]
+)
+def test_a_store_that_was_asked_for_must_be_there(cli, tmp_path, words):
+    said = cli(*words, "--store", tmp_path / "none").sentence
+    assert (
+        said
+        == f"there is no store {tmp_path / 'none'}; `workbench study run STUDY --store {tmp_path / 'none'}` makes one there."
+    )
 
 
 def test_show(cli, whole):

@@ -82,6 +82,7 @@ def test_show_as_json(cli, whole):
 
 def test_show_says_what_is_done_and_how_to_go_on(cli, file, tmp_path):
     assert "tiny: 11 of 11 stages done\n" in cli("study", "show", "tiny").out
+    (tmp_path / "e").mkdir()
     assert f"tiny: 0 of 11 stages done; workbench study run {file}" in cli("study", "show", file, "--store", tmp_path / "e").out
 
 

@@ -140,11 +140,17 @@ def test_a_table_has_a_line_per_cell_and_four_measures_with_the_printed_value(st
 def test_the_headline_of_a_table_is_its_distance_to_the_paper(study):
     result = redo(TABLE, study)
     gaps = np.abs(result.table["value"] - result.table["paper"])
-    (metric,) = result.headline
+    metric = result.headline[0]
     assert metric.value == pytest.approx(gaps.mean())
     assert (metric.low, metric.high) == pytest.approx((gaps.min(), gaps.max()))
     assert metric.n == len(gaps) == 32
-    assert any("range over cells" in limit for limit in result.limits)
+    assert any("ranges over cells" in limit for limit in result.limits)
+    assert result.metric("median absolute difference to the paper").value == pytest.approx(gaps.median())
+    held = result.metric("printed value within the interval here")
+    assert held.value == pytest.approx(result.table["paper"].between(result.table["low"], result.table["high"]).mean())
+    for measure, part in gaps.groupby(result.table["measure"]):
+        found = result.metric(f"mean absolute difference, {measure}")
+        assert (found.value, found.n) == (pytest.approx(part.mean()), len(part))
 
 
 def test_a_table_of_shorter_pretraining_holds_the_shorter_pairs_alone(study):

@@ -38,6 +38,35 @@ def open_store(path: Path | None) -> Store:
     return store
 
 
+def open_to_read(path: Path | None) -> Store:
+    """The store of a command that only reads.
+
+    Raises:
+        UserError: it is a file, or it was asked for by name and is not there.
+    """
+    store = open_store(path)
+    if path is not None and not store.root.exists():
+        raise UserError(f"there is no store {store.root}; `workbench study run STUDY --store {path}` makes one there.")
+    return store
+
+
+def say_no_runs(store: Store) -> None:
+    """What there is to say of a store without any."""
+    say(f"there are no runs yet in {store.root}; make some with: workbench study run quickstart")
+
+
+def check_device(name: str) -> None:
+    """Refuse a device that is not there, before anything is made on it.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    if name != "auto":
+        from workbench.models.checkpoints import pick_device
+
+        pick_device(name)
+
+
 def print_json(value: Any) -> None:
     """Strict JSON on standard output: what was not measured is null."""
     sys.stdout.write(json.dumps(_finite(value), indent=1, allow_nan=False) + "\n")

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from workbench.cli.common import Json, Seeds, StorePath, open_store, parse_seeds, print_json, print_table, say
+from workbench.cli.common import Json, Seeds, StorePath, check_device, open_store, parse_seeds, print_json, print_table, say
 from workbench.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from workbench.paper.grid import Scale
-    from workbench.results import Result
+    from workbench.results import Metric, Result
     from workbench.runs import Store
     from workbench.studies.handle import Study
 
@@ -44,6 +45,7 @@ def reproduce(
     at: Scale = "paper" if scale == "paper" else "cpu"
     if name not in (*CLAIMS, *reproductions()):
         raise UserError(f"there is no figure or table {name!r}{did_you_mean(name, [*CLAIMS, *reproductions()])}")
+    check_device(device)
     study_name = _claims_study(name, at) if name in CLAIMS else get(name).preset(at)
     trains = name in CLAIMS or get(name).needs_models
     study = _study(study_name, opened, parse_seeds(seeds), run and trains, workers, device, json)
@@ -150,9 +152,21 @@ def _print(result: Result, folder: Path) -> None:
                 say(f"  {row['claim']}: {row['explanation']}")
         for why in dict.fromkeys(r["why"] for r in table if r["why"]):
             say(f"  note: {why}")
-    else:
-        rows = [(m.metric, f"{m.value:.3f} [{m.low:.3f}, {m.high:.3f}]", str(m.n), m.unit) for m in result.headline]
+    elif result.headline:
+        rows = [(m.metric, _value(m), str(m.n), m.unit) for m in result.headline]
         print_table("", ("number", "value [95 %]", "n", "unit"), rows)
     for limit in result.limits:
         say(f"  limit: {limit}")
-    say(f"written to {folder} (figure.html, result.json, tables)")
+    if result.headline:
+        say(f"written to {folder} (figure.html, result.json, tables)")
+    else:
+        say(f"no single numbers; the figure is {folder / 'figure.html'}, its table {folder / 'table.parquet'}")
+
+
+def _value(metric: Metric) -> str:
+    """A number with its interval, where it has one."""
+    if not math.isfinite(metric.value):
+        return "not measured"
+    if metric.low == metric.value == metric.high:
+        return f"{metric.value:.3f}"
+    return f"{metric.value:.3f} [{metric.low:.3f}, {metric.high:.3f}]"

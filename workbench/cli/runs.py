@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from workbench.cli.common import Json, StorePath, human_bytes, human_seconds, open_store, print_json, print_table, say
+from workbench.cli.common import (
+    Json,
+    StorePath,
+    human_bytes,
+    human_seconds,
+    open_to_read,
+    print_json,
+    print_table,
+    say,
+    say_no_runs,
+)
 
 if TYPE_CHECKING:
     from workbench.runs import Run, Store
@@ -38,13 +48,13 @@ def list_(
     study: Annotated[str | None, typer.Option(help="Only this study.")] = None, store: StorePath = None, json: Json = False
 ) -> None:
     """List runs, damaged ones with their reason."""
-    opened = open_store(store)
+    opened = open_to_read(store)
     rows = [_row(run) for run in opened.runs(study)]
     if json:
         print_json(rows)
         return
     if not rows:
-        say(f"no runs in {opened.root}; make some with: workbench study run quickstart")
+        say_no_runs(opened)
         return
     shown = [(r["name"], r["kind"], str(r["state"]), _steps(r), human_seconds(r["seconds"] or 0), r["reason"]) for r in rows]
     print_table(
@@ -61,7 +71,7 @@ def show(name: Annotated[str, typer.Argument(metavar="RUN")], store: StorePath =
     """Show one run: its spec, provenance, checkpoints and size."""
     import yaml
 
-    run = open_store(store).get(name)
+    run = open_to_read(store).get(name)
     body = {
         **_row(run),
         "bytes": run.bytes,
@@ -84,7 +94,7 @@ def verify(
     """Read every file of runs, compare weights with their hashes, and list what is wrong; exit code 2 if anything is."""
     from workbench.models.fingerprint import folder_sha256
 
-    opened = open_store(store)
+    opened = open_to_read(store)
     runs = [opened.get(name) for name in names] if names else opened.runs()
     found = {run.name: opened.verify(run, folder_sha256) for run in runs}
     bad = {name: problems for name, problems in found.items() if problems}
@@ -111,7 +121,7 @@ def remove(
     store: StorePath = None,
 ) -> None:
     """Remove runs; refuses to remove what a remaining run was made from."""
-    opened = open_store(store)
+    opened = open_to_read(store)
     going = [opened.get(name) for name in names]
     if children:
         going = _with_descendants(opened, going)

@@ -13,17 +13,21 @@ from workbench.cli.common import (
     Overrides,
     Seeds,
     StorePath,
+    check_device,
     human_bytes,
     human_seconds,
     open_store,
+    open_to_read,
     parse_seeds,
     print_json,
     print_table,
     say,
+    say_no_runs,
 )
 from workbench.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
+    from workbench.runs import Store
     from workbench.studies.handle import Study
 
 app = typer.Typer(help="Whole experiments: a YAML file of stages, grids and seeds.", no_args_is_help=True)
@@ -37,14 +41,11 @@ def _load(name: str, overrides: list[str] | None, seeds: str | None, store: Path
     return Study.load(name, open_store(store), overrides or (), parse_seeds(seeds))
 
 
-def _stored(name: str, store: Path | None) -> Study:
+def _stored(name: str, store: Store) -> Study:
     """A study by the name it has in the store, or by preset or file."""
     from workbench.studies.handle import Study
 
-    opened = open_store(store)
-    if name in opened.studies():
-        return Study.open(opened, name)
-    return Study.load(name, opened)
+    return Study.open(store, name) if name in store.studies() else Study.load(name, store)
 
 
 @app.command()
@@ -67,10 +68,7 @@ def run(
             f"`workbench study show {study.name}` means this one (give it another name in `study:` to keep both)"
         )
     print_cost(study, workers)
-    if device != "auto":  # refused here rather than by the first worker
-        from workbench.models.checkpoints import pick_device
-
-        pick_device(device)
+    check_device(device)  # here rather than by the first worker
     study.run(workers, device=device)
     _print_verdicts(study)
     if report:
@@ -141,9 +139,12 @@ def show(name: Name, store: StorePath = None, json: Json = False) -> None:
     """Print the verdicts and their evidence."""
     from workbench.verdict import as_json
 
-    study = _stored(name, store)
+    study = _stored(name, open_to_read(store))
     if json:
         print_json(as_json(study.name, study.verdicts()))
+        return
+    if not study.store.root.exists():
+        say_no_runs(study.store)
         return
     done, total = study.progress()
     say(f"{study.name}: {done} of {total} stages done" + ("" if done == total else f"; workbench study run {name}"))
@@ -174,11 +175,11 @@ def list_(store: StorePath = None, json: Json = False) -> None:
     """List presets and the studies in the store."""
     from workbench.studies.spec import load_study, preset_names
 
+    opened = open_to_read(store)
     rows: list[dict[str, Any]] = []
     for name in preset_names():
         spec = load_study(name)
         rows.append({"name": name, "where": "preset", "seeds": list(spec.seeds), "summary": spec.note})
-    opened = open_store(store)
     for name in opened.studies():
         seeds = sorted({run.seed for run in opened.runs(name) if run.seed is not None})
         rows.append({"name": name, "where": str(opened.root / name), "seeds": seeds, "summary": ""})
@@ -233,7 +234,7 @@ def known_study(name: str, store: Path | None) -> Study:
     Raises:
         UserError: it is not there.
     """
-    opened = open_store(store)
+    opened = open_to_read(store)
     if name not in opened.studies():
         raise UserError(f"the store {opened.root} has no study {name!r}{did_you_mean(name, opened.studies())}")
-    return _stored(name, store)
+    return _stored(name, opened)

@@ -76,6 +76,8 @@ def figure(result: Result) -> go.Figure:
 
 def alt(result: Result) -> str:
     """How far the cells are from the printed ones."""
-    table = result.tables["table"]
-    said = [f"{m.metric} {m.value:.2f} (from {m.low:.2f} to {m.high:.2f}, {m.n} cells)" for m in result.headline]
-    return f"{result.settings['title']}: {table['cell'].nunique()} cells, {'; '.join(said) or 'none of them printed in the paper'}."
+    cells = f"{result.settings['title']}: {result.tables['table']['cell'].nunique()} cells"
+    if not result.headline:
+        return f"{cells}, none of them printed in the paper."
+    mean = result.headline[0]
+    return f"{cells}, {mean.n} values beside printed ones: {mean.metric} {mean.value:.2f} (from {mean.low:.2f} to {mean.high:.2f})."

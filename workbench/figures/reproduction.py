@@ -23,6 +23,8 @@ PANEL = 210
 """Height of one panel in pixels."""
 ROW_TITLE, ALL_COLUMN_TITLES = 28, 92
 """Characters of a row's title that fit beside a panel, and of all columns' titles in one line of a narrow page."""
+MOST_SAID = 6
+"""Lines whose ends are said in words."""
 LINE = 15
 """Height of a line of a title in pixels."""
 _ORDERED = ("#3B6FB6", "#1F9E89", "#7AB441", "#D9A514")
@@ -184,4 +186,5 @@ def alt(result: Result) -> str:
     for (column, row, line), points in groups(table, "column", "row", "line"):
         end = points.sort_values("x").iloc[-1]
         said.append(f"{', '.join(str(v) for v in (column, row, line) if v)}: {end['value']:.2f}")
-    return f"{result.settings['title']}. Where each line ends: {'; '.join(said[:12])}{'; and so on' if len(said) > 12 else ''}."
+    more = f"; and {len(said) - MOST_SAID} more in the table" if len(said) > MOST_SAID else ""
+    return f"{result.settings['title']}. Where each line ends: {'; '.join(said[:MOST_SAID])}{more}."
