@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from difflib import get_close_matches
+from difflib import SequenceMatcher
+
+NEAR = 0.6
+"""How alike a name must be to be meant, from 0 to 1."""
 
 
 class UserError(Exception):
@@ -11,9 +14,11 @@ class UserError(Exception):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A suffix such as `; did you mean 'count_a'?`, or the list of what is known."""
+    """A suffix such as `; did you mean 'count_a'?`, with all names that are equally near; what is known where none is."""
     names = sorted(known)
-    close = get_close_matches(word, names, n=1, cutoff=0.6)
-    if close:
-        return f"; did you mean {close[0]!r}?"
+    near = {name: SequenceMatcher(None, name.lower(), word.lower()).ratio() for name in names}
+    nearest = max(near.values(), default=0.0)
+    close = [name for name in names if near[name] == nearest]
+    if nearest >= NEAR:
+        return f"; did you mean {repr(close[0]) if len(close) == 1 else 'one of ' + ', '.join(close)}?"
     return f"; known: {', '.join(names) or 'none'}"

@@ -15,6 +15,15 @@ def test_the_list(cli):
     assert "behaviour" in cli("analyze").out
 
 
+def test_a_target_without_an_analysis_says_what_is_missing_before_the_list(cli):
+    said = cli("analyze", "tiny:wrapped")
+    assert said.code == 2
+    first, *rest = said.out.splitlines()
+    assert first == "--with is missing: say what to run on tiny:wrapped, such as --with pruning; these there are"
+    assert any(line.startswith("behaviour") for line in rest)
+    assert cli("analyze", "tiny:wrapped", "--list").out.splitlines() == rest
+
+
 @pytest.mark.parametrize("name", ["behaviour", "revival"])  # the ratio of the second was not measured: null, not NaN
 def test_one_pair_as_json(cli, copied, name):
     body = cli("analyze", "tiny:wrapped", "--with", name, "--json").json

@@ -38,8 +38,13 @@ def analyze(
         rows = [{"name": e.name, "summary": e.summary} for e in analyses.entries().values()]
         if json:
             print_json(rows)
-        else:
-            print_table("Analyses", ("name", "about"), [(r["name"], r["summary"]) for r in rows])
+            return
+        forgotten = target is not None and not list_
+        if forgotten:
+            say(f"--with is missing: say what to run on {target}, such as --with pruning; these there are")
+        print_table("Analyses", ("name", "about"), [(r["name"], r["summary"]) for r in rows])
+        if forgotten:
+            raise typer.Exit(2)
         return
     if target is None:
         raise UserError("name what to analyse: a study of the store, or study:pair, such as quickstart:wrapped.")

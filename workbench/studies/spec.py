@@ -186,6 +186,14 @@ class StudySpec(_Section):
     revive: ReviveSpec | None = None
     analyses: Annotated[dict[str, dict[str, Any]], WithJsonSchema(_ANALYSES_SCHEMA)] = Field(default_factory=dict)
 
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _numbers(cls, value: Any) -> Any:
+        numbers = cast(Sequence[Any], value) if isinstance(value, list | tuple) else ()
+        if not isinstance(value, list | tuple) or not all(type(number) is int for number in numbers):
+            raise ValueError(f"{value!r} is no list of whole numbers; write seeds: [0, 1], or on the command line --seeds 0,1")
+        return value
+
     @field_validator("analyses", mode="before")
     @classmethod
     def _list_of_names(cls, value: Any) -> Any:
