@@ -1,13 +1,25 @@
-"""What the lenses share: many means with their intervals at once, and numbers of a headline that are means."""
+"""What the lenses share: places of any prompt, many means with their intervals at once, and numbers of a headline."""
 
 from __future__ import annotations
 
-import numpy as np
-from jaxtyping import Float
+from dataclasses import replace
 
+import numpy as np
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from workbench.analyses._places import Place, find_places
+from workbench.examples import Examples
 from workbench.measures import DRAWS, derived
+from workbench.protocols import Task
 from workbench.results import Metric
 from workbench.statistics import bootstrap_mean
+
+
+def places_of(task: Task, examples: Examples, most: int) -> tuple[list[Place], Int[Tensor, "n k"]]:
+    """`find_places`, without the roles that stand at more positions of one example than of another."""
+    even = {role: mask for role, mask in examples.roles.items() if len(mask.sum(1).unique()) == 1}
+    return find_places(task, replace(examples, roles=even), most)
 
 
 def means(values: Float[np.ndarray, "n cells"], seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

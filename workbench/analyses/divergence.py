@@ -18,8 +18,8 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from workbench.analyses._lenses import mean_metric, means, ratio_metric
-from workbench.analyses._places import Place, find_places
+from workbench.analyses._lenses import mean_metric, means, places_of, ratio_metric
+from workbench.analyses._places import Place
 from workbench.analysis import Settings, analysis
 from workbench.examples import Examples
 from workbench.measures import (
@@ -36,8 +36,8 @@ from workbench.measures import (
     role_of,
     shares,
 )
-from workbench.models.divergence import divergence_from, predicted
-from workbench.models.forward import answer_logits, answer_tokens, evaluate
+from workbench.models.divergence import BATCH, divergence_from, predicted
+from workbench.models.forward import answer_logits, answer_tokens
 from workbench.results import Direction, Evidence, Metric, Result
 from workbench.statistics import bootstrap_mean
 from workbench.subjects import Pair
@@ -146,7 +146,7 @@ def _measure(pair: Pair, models: Mapping[str, PreTrainedModel], examples: Exampl
 
 def _places(pair: Pair, examples: Examples, most: int) -> tuple[list[Place], Int[Tensor, "n k"]]:
     """Places of the prompt, and of an answer of several tokens those that predict the later ones."""
-    places, at = find_places(pair.task, examples, most)
+    places, at = places_of(pair.task, examples, most)
     later = (answer_tokens(examples) - 1)[:, 1:].cpu()
     names = [Place(f"answer token {i}", "answer") for i in range(2, later.shape[1] + 2)]
     return [*places, *names], torch.cat([at, later], dim=1)
@@ -161,16 +161,19 @@ def _rows(what: Mapping[str, Any], places: list[Place], nats: Float[np.ndarray, 
     ]
 
 
+@torch.no_grad()
 def _prefilled(models: Mapping[str, PreTrainedModel], examples: Examples) -> dict[str, Float[np.ndarray, "n k"]]:
     """1.0 where all of the answer from token j on is right, the ones before being given; nothing for answers of one token."""
     if examples.answer.shape[1] == 1:
         return {}
+    batches = [examples[start : start + BATCH] for start in range(0, len(examples), BATCH)]
 
     def rest(model: PreTrainedModel, batch: Examples) -> Tensor:
         right = answer_logits(model, batch).argmax(-1) == batch.answer
-        return right.flip(1).cumprod(1).flip(1)
+        return right.flip(1).cumprod(1).flip(1).cpu()
 
-    return {name: evaluate(model, examples, rest).numpy().astype(np.float64) for name, model in models.items()}  # pyright: ignore[reportArgumentType]
+    found = {name: [rest(model, batch.to(model.device)) for batch in batches] for name, model in models.items()}
+    return {name: torch.cat(parts).numpy().astype(np.float64) for name, parts in found.items()}
 
 
 def _prefilled_table(right: Mapping[str, Float[np.ndarray, "n k"]]) -> pd.DataFrame:
