@@ -5,6 +5,7 @@ import pytest
 from analyses.compiled_pair import compiled_pair
 
 from workbench.analyses import attention_maps
+from workbench.errors import UserError
 from workbench.models.inside import attention_patterns
 from workbench.replicates import combine_results
 
@@ -116,3 +117,47 @@ def test_seeds_are_pooled_and_maps_are_not_averaged(compiled, result):
     assert row["value"] == pytest.approx(np.mean(both))
     assert len(pooled.tables["maps"]) == len(result.tables["maps"]) + len(other.tables["maps"])
     assert set(pooled.tables["maps"]["seed"]) == {0, 1}
+
+
+def test_a_chosen_head_and_block_are_drawn(compiled):
+    one = attention_maps(compiled, n=20, head=0, block=2)
+    assert set(one.tables["maps"][["block", "head"]].itertuples(index=False, name=None)) == {(2, 0)}
+    assert len(one.tables["maps"]) == 2 * 2 * 9 * 9  # models, texts, tokens
+    every = attention_maps(compiled, n=20, head=0)
+    assert set(every.tables["maps"]["block"]) == {0, 1, 2}
+    for result in (one, every):  # what is measured does not depend on what is drawn
+        assert result.metric("moved").value == attention_maps(compiled, n=20).metric("moved").value
+
+
+def test_a_head_other_than_the_one_that_moved_most(make_pair):
+    pair = make_pair(tuned="never")
+    (most,) = attention_maps(pair, n=50, maps=1).tables["maps"]["head"].unique()
+    other = attention_maps(pair, n=50, maps=1, head=1 - int(most)).tables["maps"]
+    pattern = attention_patterns(pair.tuned, pair.examples("look_a", n=50)[:1])[0, 0, 1 - int(most)].numpy()
+    rows = other[other["model"] == "tuned"]
+    assert np.allclose(pattern[rows["query"].to_numpy(), rows["key"].to_numpy()], rows["attention"])
+
+
+@pytest.mark.parametrize(("setting", "words"), [({"block": 3}, "block is 3"), ({"head": 2}, "head is 2")])
+def test_what_the_model_does_not_have_is_refused(compiled, setting, words):
+    with pytest.raises(UserError, match=f"attention_maps: {words}, but"):
+        attention_maps(compiled, n=20, **setting)
+
+
+def test_a_plan_refuses_a_block_before_anything_is_trained(compiled):
+    attention_maps.check({"block": 1}, compiled, 2)
+    with pytest.raises(UserError, match="blocks 0 to 1"):
+        attention_maps.check({"block": 2}, compiled, 2)
+
+
+def test_a_revived_model_stands_beside_and_changes_no_other_number(make_pair):
+    plain, pair = make_pair(tuned="never"), make_pair(tuned="never")
+    vars(pair)["revived"] = plain.base
+    without, result = attention_maps(plain, n=50), attention_maps(pair, n=50)
+    for name in ("table", "maps"):
+        both = result.tables[name]
+        revived, rest = both[both["model"] == "revived"], both[both["model"] != "revived"]
+        assert rest.reset_index(drop=True).equals(without.tables[name])
+        numbers = "value" if name == "table" else "attention"
+        assert np.allclose(revived[numbers], both.loc[both["model"] == "base", numbers])
+    assert [m.value for m in result.headline] == [m.value for m in without.headline]

@@ -142,3 +142,19 @@ def test_the_difference_is_symmetric_about_a_neutral_zero():
 def test_too_many_names_leave_ticks_out():
     assert name_axis(["a"] * 30)["ticktext"] == []
     assert name_axis(["a", "b"], [1])["ticktext"] == ["b"]
+
+
+def test_attention_maps_draw_the_revived_model_and_the_head_that_was_named(results):
+    given = results["attention_maps", "short"]
+    maps, table = given.tables["maps"], given.table
+    copied = {
+        "maps": pd.concat([maps, maps[maps["model"] == "base"].assign(model="revived")]),
+        "table": pd.concat([table, table[table["model"] == "base"].assign(model="revived")]),
+    }
+    revived = type(given)(**{**given.__dict__, "tables": {**given.tables, **copied}, "settings": {"head": 0, "block": 2}})
+    fig = figure(revived)
+    assert len(heats(fig)) == 3 * 4
+    assert [t.coloraxis for t in heats(fig)[:4]] == ["coloraxis"] * 3 + ["coloraxis2"]
+    assert "from the read position, block 3, head 1" in [a.text for a in fig.layout.annotations]
+    assert "revived model" in [t.name for t in fig.data]
+    assert "block 3, head 1" in alt(revived)

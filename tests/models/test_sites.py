@@ -112,6 +112,14 @@ def test_one_position_of_one_site_is_what_transformer_lens_does(make_model, rand
     assert not torch.allclose(ours, answer_logits(model, examples), atol=1e-3)
 
 
+def test_chosen_positions_are_those_of_whole_sequences(subject):
+    model, examples = subject
+    at = torch.stack([examples.answer_position, torch.zeros_like(examples.answer_position)], dim=1)
+    whole, few = record(model, examples, every_site(model)), record(model, examples, every_site(model), at)
+    rows = torch.arange(len(examples))[:, None]
+    assert all(torch.equal(few[site], whole[site][rows, at]) for site in whole)
+
+
 def test_gradients_reach_what_was_put_in(make_model, random_examples):
     model, examples = make_model(), random_examples()
     site = Site("mlp", 1)

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from pydantic import Field
 from transformers import PreTrainedModel
 
+from workbench.analyses._lenses import mean_metric, means
 from workbench.analysis import Settings, analysis
+from workbench.errors import UserError
 from workbench.examples import Examples
-from workbench.measures import DRAWS, derived, draw, shares
+from workbench.measures import draw, shares
+from workbench.models.anatomy import head_shape
 from workbench.models.inside import attention_patterns
 from workbench.results import Evidence, Metric, Result
-from workbench.statistics import bootstrap_mean
-from workbench.subjects import Pair
+from workbench.subjects import Pair, Question
 
 BATCH = 64
 MOST_TOKENS = 12
@@ -30,11 +33,21 @@ class AttentionMapsSettings(Settings):
 
     n: int = Field(200, ge=16, description="examples for the attention mass")
     maps: int = Field(2, ge=1, le=8, description="texts whose whole patterns are kept")
+    block: int | None = Field(None, ge=0, description="block of which patterns are kept; every block when empty")
+    head: int | None = Field(None, ge=0, description="head whose patterns are kept; the one that moved most when empty")
 
 
-@analysis(version=1, paper="Jain+23 Fig 10, 39-45", group="lenses")
+def _check(settings: AttentionMapsSettings, question: Question, blocks: int) -> None:
+    """Refuse a block that models of this depth do not have."""
+    if settings.block is not None and settings.block >= blocks:
+        raise UserError(
+            f"attention_maps: block is {settings.block}, but the model has the blocks 0 to {blocks - 1}; choose one of them."
+        )
+
+
+@analysis(version=2, paper="Jain+23 Fig 10, 39-45", group="lenses", uses=("revived",), check=_check)
 def attention_maps(pair: Pair, settings: AttentionMapsSettings) -> Result:
-    """Attention of base and tuned model on O_PT texts at C_Te = 0 [Jain+23 Fig 10, 39-45, 48-52].
+    """Attention of base, tuned and revived model on O_PT texts at C_Te = 0 [Jain+23 Fig 10, 39-45, 48-52].
 
     `table`: attention mass from the read position onto a class of positions, summed over the class and averaged over texts,
     per block and head; a class is a role of the prompt (`operand`: what O_PT is about, `operand of X`: what O_FT is about,
@@ -42,34 +55,36 @@ def attention_maps(pair: Pair, settings: AttentionMapsSettings) -> Result:
     bootstrapped over texts. `classes` says how many positions of a class there are on average.
     `moved`: half the summed |tuned - base| of the read position's row, for the head in which it is largest. `operand_base` and
     `operand_tuned`: mass on `operand` in the head that attends it most in the base model.
-    `maps`: whole patterns of a few texts (row attends to column), per block of the head that moved most; their tokens are in
-    `texts`.
+    `maps`: whole patterns of a few texts (row attends to column), per block of the head that moved most, or of the head and
+    block that the settings name; their tokens are in `texts`.
 
     Does not show that what is attended is used: a head's output may be ignored, and masses add up to 1 by construction.
     """
+    blocks, heads = head_shape(pair.base)
+    _check(settings, pair, blocks)
+    if settings.head is not None and settings.head >= heads:
+        raise UserError(
+            f"attention_maps: head is {settings.head}, but every block has the heads 0 to {heads - 1}; choose one of them."
+        )
     examples = draw(pair, pair.capability, shares(pair, pair.capability)[0], settings.n)
     trained = draw(pair, pair.tuned_on, shares(pair, pair.tuned_on)[0], settings.n)
-    read = {"base": _rows(pair.base, examples), "tuned": _rows(pair.tuned, examples)}
+    read = {name: _rows(model, examples) for name, model in pair.states.items()}
     shown = read["base"].shape[-1]
     classes = _classes(pair, examples, trained, shown)
     masses = {name: _masses(rows, classes) for name, rows in read.items()}
     masses["change"] = masses["tuned"] - masses["base"]
     moved = np.abs(read["tuned"] - read["base"]).sum(-1) / 2  # [blocks, heads, n]
-    cells = [(*place, key) for place in np.ndindex(moved.shape[:2]) for key in classes]
-    rows = [
-        {"model": model, "block": block, "head": head, "kind": kind, "class": name}
-        | _mean_row(values[block, head, list(classes).index((kind, name))], pair.seed)
-        for model, values in masses.items()
-        for block, head, (kind, name) in cells
-    ]
+    rows = [row for model, values in masses.items() for row in _mass_rows(model, values, list(classes), pair.seed)]
     kept = examples[: settings.maps]
+    most = moved.mean(-1).argmax(-1) if settings.head is None else np.full(blocks, settings.head)
+    drawn = range(blocks) if settings.block is None else [settings.block]
     counts = [{"kind": kind, "class": name, "value": float(m.sum(1).mean())} for (kind, name), m in classes.items()]
     result = Result(
         name="attention_maps",
         tables={
             "table": pd.DataFrame(rows),
             "classes": pd.DataFrame(counts).assign(n=len(examples), unit="positions"),
-            "maps": _maps(pair, kept, moved.mean(-1).argmax(-1)),
+            "maps": _maps(pair, kept, {block: int(most[block]) for block in drawn}),
             "texts": _texts(pair, kept, classes, shown),
         },
         headline=_headline(moved, masses, list(classes), pair.seed),
@@ -117,19 +132,30 @@ def _masses(rows: Float[np.ndarray, "blocks heads n key"], classes: Classes) -> 
     return np.einsum("bhnk,cnk->bhcn", rows, inside)
 
 
-def _mean_row(values: np.ndarray, seed: int) -> dict[str, Any]:
-    low, high = np.percentile(bootstrap_mean(values, DRAWS, seed), [2.5, 97.5])
-    return {"value": float(values.mean()), "low": float(low), "high": float(high), "n": len(values), "unit": "attention mass"}
+def _mass_rows(
+    model: str, masses: Float[np.ndarray, "blocks heads c n"], classes: list[tuple[str, str]], seed: int
+) -> list[dict[str, Any]]:
+    """A row per block, head and class."""
+    n = masses.shape[-1]
+    cells = [(*place, *key) for place in np.ndindex(masses.shape[:2]) for key in classes]
+    found = zip(cells, *means(masses.reshape(-1, n).T, seed), strict=True)
+    return [
+        {"model": model, "block": block, "head": head, "kind": kind, "class": name}
+        | {"value": float(v), "low": float(low), "high": float(high), "n": n, "unit": "attention mass"}
+        for (block, head, kind, name), v, low, high in found
+    ]
 
 
-def _maps(pair: Pair, examples: Examples, heads: Int[np.ndarray, " blocks"]) -> pd.DataFrame:
+def _maps(pair: Pair, examples: Examples, heads: Mapping[int, int]) -> pd.DataFrame:
+    """Patterns of one head of each of these blocks."""
     frames: list[pd.DataFrame] = []
-    for name, model in (("base", pair.base), ("tuned", pair.tuned)):
+    for name, model in pair.states.items():
         patterns = attention_patterns(model, examples.to(model.device)).numpy()
-        shown = patterns[np.arange(len(heads)), :, heads]  # [blocks, n, query, key]
-        block, text, query, key = (axis.ravel() for axis in np.indices(shown.shape))
-        columns = {"block": block, "head": heads[block], "text": text, "query": query, "key": key, "attention": shown.ravel()}
-        frames.append(pd.DataFrame(columns).assign(model=name))
+        for block, head in heads.items():
+            shown = patterns[block, :, head]  # [n, query, key]
+            text, query, key = (axis.ravel() for axis in np.indices(shown.shape))
+            columns = {"block": block, "head": head, "text": text, "query": query, "key": key, "attention": shown.ravel()}
+            frames.append(pd.DataFrame(columns).assign(model=name))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -148,18 +174,14 @@ def _texts(pair: Pair, examples: Examples, classes: Classes, shown: int) -> pd.D
 def _headline(
     moved: np.ndarray, masses: dict[str, np.ndarray], classes: list[tuple[str, str]], seed: int
 ) -> tuple[Metric, ...]:
-    n = moved.shape[-1]
     block, head = np.unravel_index(int(moved.mean(-1).argmax()), moved.shape[:2])
-    out = [_metric("moved", moved[block, head], seed, n)]
+    out = [mean_metric("moved", moved[block, head], seed, "attention mass")]
     if ("role", "operand") in classes:
         base, tuned = (masses[name][:, :, classes.index(("role", "operand"))] for name in ("base", "tuned"))
         block, head = np.unravel_index(int(base.mean(-1).argmax()), base.shape[:2])
-        out += [_metric(f"operand_{name}", m[block, head], seed, n) for name, m in (("base", base), ("tuned", tuned))]
+        both = (("base", base), ("tuned", tuned))
+        out += [mean_metric(f"operand_{name}", m[block, head], seed, "attention mass") for name, m in both]
     return tuple(out)
-
-
-def _metric(name: str, values: np.ndarray, seed: int, n: int) -> Metric:
-    return derived(name, float(values.mean()), bootstrap_mean(values, DRAWS, seed), n, "attention mass")
 
 
 def evidence(result: Result) -> tuple[Evidence, ...]:

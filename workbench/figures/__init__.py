@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 _FOLDER = Path(__file__).parent
-_PARTS = frozenset({"__init__", "theme", "marks", "maps", "words", "tables", "headline", "curves", "lineage"})
+_PARTS = frozenset({"__init__", "theme", "marks", "maps", "places", "words", "tables", "headline", "curves", "lineage"})
 
 
 def has_builder(name: str) -> bool:

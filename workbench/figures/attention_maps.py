@@ -1,4 +1,4 @@
-"""Attention maps: patterns of one text in both models and their difference, and where the read position looks."""
+"""Attention maps: patterns of one text in the models and their difference, and where the read position looks."""
 
 from __future__ import annotations
 
@@ -22,33 +22,37 @@ MOST_NAMES = 18
 
 
 def figure(result: Result) -> go.Figure:
-    """A row of maps per block (base, fine-tuned, difference); below, the attention mass of the head that moved most."""
+    """A row of maps per block (base, fine-tuned, revived, difference); below, the attention mass of one head.
+
+    That head is the one that moved most, or the one that the settings name.
+    """
     maps, texts = (_one_text(result.tables[name]) for name in ("maps", "texts"))
-    every = {int(b): _matrices(select(maps, block=b), len(texts)) for b in distinct(maps, "block")}
+    models = [str(model) for model in distinct(maps, "model")]
+    every = {int(b): _matrices(select(maps, block=b), models, len(texts)) for b in distinct(maps, "block")}
     # Of a deep model, the blocks in which most changed.
-    blocks = sorted(sorted(every, key=lambda b: -float(np.abs(every[b][2]).sum()))[:MOST_BLOCKS])
-    rows = len(blocks) + 1
-    last: list[dict[str, int] | None] = [{"colspan": 3}, None, None]
-    places: list[list[dict[str, int] | None]] = [[{}, {}, {}] for _ in blocks]
+    blocks = sorted(sorted(every, key=lambda b: -float(np.abs(every[b][-1]).sum()))[:MOST_BLOCKS])
+    rows, columns = len(blocks) + 1, len(models) + 1
+    last: list[dict[str, int] | None] = [{"colspan": columns}, *[None] * (columns - 1)]
+    places: list[list[dict[str, int] | None]] = [[{} for _ in range(columns)] for _ in blocks]
     head, block = _moved_most(result)
-    titles = ["base", "fine-tuned", "fine-tuned minus base"] + [""] * (3 * (len(blocks) - 1))
+    titles = [*(_name(model) for model in models), "fine-tuned minus base"] + [""] * (columns * (len(blocks) - 1))
     heights = [210.0] * len(blocks) + [200.0]
     height = sum(heights) + 40 * rows + 264
     fig = make_subplots(
         rows=rows,
-        cols=3,
+        cols=columns,
         specs=[*places, last],
         row_heights=heights,
         horizontal_spacing=0.035,
         vertical_spacing=40 / (height - 264),
         subplot_titles=[*titles, f"from the read position, block {block + 1}, head {head + 1}"],
     )
-    amount, change = (ceiling(np.stack([every[b][k] for b in blocks for k in kinds])) for kinds in ((0, 1), (2,)))
+    amount, change = (ceiling(np.stack([m for b in blocks for m in every[b][part]])) for part in (slice(-1), slice(-1, None)))
     fig.update_layout(color_axes(amount, change, "attention", height))
     for row, b in enumerate(blocks, start=1):
         _maps(fig, every[b], texts, row, f"block {b + 1}, head {int(first(select(maps, block=b), 'head')) + 1}")
-    _marks(fig, texts, len(blocks), result)
-    _masses(fig, result, block, head, rows)
+    _marks(fig, texts, (len(blocks), columns), result)
+    _masses(fig, result, models, (block, head), rows)
     frame(fig)
     pt, _ = words.subject(result)
     return finish(
@@ -62,17 +66,21 @@ def _one_text(table: pd.DataFrame) -> pd.DataFrame:
     return select(rows, seed=first(rows, "seed")) if "seed" in rows else rows
 
 
-def _matrices(maps: pd.DataFrame, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    out: list[np.ndarray] = []
-    for model in ("base", "tuned"):
+def _name(model: str) -> str:
+    return words.MODELS.get(model, model)
+
+
+def _matrices(maps: pd.DataFrame, models: list[str], size: int) -> list[np.ndarray]:
+    """A pattern per model, and last the fine-tuned minus the base's."""
+    out: dict[str, np.ndarray] = {}
+    for model in models:
         rows = select(maps, model=model)
-        matrix = np.zeros((size, size))
-        matrix[rows["query"].to_numpy(), rows["key"].to_numpy()] = values(rows, "attention")
-        out.append(matrix)
-    return out[0], out[1], out[1] - out[0]
+        out[model] = np.zeros((size, size))
+        out[model][rows["query"].to_numpy(), rows["key"].to_numpy()] = values(rows, "attention")
+    return [*out.values(), out["tuned"] - out["base"]]
 
 
-def _maps(fig: go.Figure, matrices: tuple[np.ndarray, ...], texts: pd.DataFrame, row: int, name: str) -> None:
+def _maps(fig: go.Figure, matrices: list[np.ndarray], texts: pd.DataFrame, row: int, name: str) -> None:
     names = [str(token) for token in texts["token"]]
     read = int(np.argmax(texts["read"].to_numpy(bool)))
     size = len(names)
@@ -80,7 +88,7 @@ def _maps(fig: go.Figure, matrices: tuple[np.ndarray, ...], texts: pd.DataFrame,
     hover = np.array([[f"{query} attends to {key}" for key in said] for query in said])
     for column, matrix in enumerate(matrices, start=1):
         where: dict[str, Any] = {"row": row, "col": column}
-        axis, signed = ("coloraxis2", "%{z:+.3f}") if column == 3 else ("coloraxis", "%{z:.3f}")
+        axis, signed = ("coloraxis2", "%{z:+.3f}") if column == len(matrices) else ("coloraxis", "%{z:.3f}")
         fig.add_trace(heat(matrix, hover, axis, "%{text}<br>" + signed), **where)
         # Columns of a long text are narrower than a letter; what an ability is about is marked above them.
         fig.update_xaxes(name_axis(names, [] if size > MOST_NAMES else None), range=[-0.5, size - 0.5], tickangle=0, **where)
@@ -92,13 +100,13 @@ def _maps(fig: go.Figure, matrices: tuple[np.ndarray, ...], texts: pd.DataFrame,
     fig.update_yaxes(title_text=f"{name}<br>attending token", row=row, col=1)
 
 
-def _marks(fig: go.Figure, texts: pd.DataFrame, blocks: int, result: Result) -> None:
-    """Triangles over the columns that an ability is about."""
+def _marks(fig: go.Figure, texts: pd.DataFrame, grid: tuple[int, int], result: Result) -> None:
+    """Triangles over the columns that an ability is about, in every map of a grid."""
     pt, ft = words.subject(result)
     height = -0.5 - 0.045 * len(texts)
     for role, name in (("pt", pt), ("ft", ft)):
         about = np.flatnonzero((texts["about"] == role).to_numpy(bool))
-        for place in range(3 * blocks if len(about) else 0):
+        for place in range(grid[0] * grid[1] if len(about) else 0):
             fig.add_trace(
                 go.Scatter(
                     x=about,
@@ -110,14 +118,15 @@ def _marks(fig: go.Figure, texts: pd.DataFrame, blocks: int, result: Result) -> 
                     marker={"symbol": "triangle-down", "size": 6, "color": style(role).color},
                     hoverinfo="skip",
                 ),
-                row=place // 3 + 1,
-                col=place % 3 + 1,
+                row=place // grid[1] + 1,
+                col=place % grid[1] + 1,
             )
 
 
 def _moved_most(result: Result) -> tuple[int, int]:
-    """`(head, block)` of the largest change of a mass."""
-    top = _top(select(result.tables["table"], model="change"))
+    """`(head, block)` of the largest change of a mass, among those that the settings leave."""
+    named = {key: result.settings[key] for key in ("block", "head") if result.settings.get(key) is not None}
+    top = _top(select(result.tables["table"], model="change", **named))
     return int(first(top, "head")), int(first(top, "block"))
 
 
@@ -126,8 +135,8 @@ def _top(change: pd.DataFrame) -> pd.DataFrame:
     return change.iloc[[int(np.argmax(np.abs(values(change, "value"))))]]
 
 
-def _masses(fig: go.Figure, result: Result, block: int, head: int, row: int) -> None:
-    rows = select(result.tables["table"], block=block, head=head)
+def _masses(fig: go.Figure, result: Result, models: list[str], at_head: tuple[int, int], row: int) -> None:
+    rows = select(result.tables["table"], block=at_head[0], head=at_head[1])
     rows = keep(rows, ~rows["class"].isin(["text", "window"]) | (rows["kind"] == "token"))
     classes = [(str(kind), str(name)) for kind, name in rows[["kind", "class"]].drop_duplicates().itertuples(index=False)]
     places = {key: i for i, key in enumerate(classes)}
@@ -146,8 +155,8 @@ def _masses(fig: go.Figure, result: Result, block: int, head: int, row: int) -> 
         ),
         **at,
     )
-    for model, shift in (("base", -0.12), ("tuned", 0.12)):
-        one, how = select(rows, model=model), style(model)
+    for i, model in enumerate(models):
+        one, how, shift = select(rows, model=model), style(model), 0.24 * (i / (len(models) - 1) - 0.5)
         x = [places[str(k), str(c)] + shift for k, c in zip(one["kind"], one["class"], strict=True)]
         value = values(one, "value")
         fig.add_trace(
@@ -155,10 +164,10 @@ def _masses(fig: go.Figure, result: Result, block: int, head: int, row: int) -> 
                 x=x,
                 y=value,
                 mode="markers",
-                name=f"{words.MODELS[model]} model",
+                name=f"{_name(model)} model",
                 marker={"symbol": how.marker, "size": 8, "color": how.color},
                 error_y=whiskers(one, how.color),
-                hovertemplate=f"{words.MODELS[model]}: %{{y:.3f}}<extra></extra>",
+                hovertemplate=f"{_name(model)}: %{{y:.3f}}<extra></extra>",
             ),
             **at,
         )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -60,8 +60,10 @@ def components(model: PreTrainedModel, *, heads: bool = True) -> list[Site]:
 
 
 @torch.no_grad()
-def record(model: PreTrainedModel, examples: Examples, sites: Sequence[Site]) -> dict[Site, Float[Tensor, "n t _"]]:
-    """Activations at these sites, at all positions that the model is shown (up to the last one that answers).
+def record(
+    model: PreTrainedModel, examples: Examples, sites: Sequence[Site], at: Int[Tensor, "n k"] | None = None
+) -> dict[Site, Float[Tensor, "n _ _"]]:
+    """Activations at these sites, at all positions that the model is shown (up to the last one that answers) or those at `at`.
 
     Memory: what is returned. Tensors stay on the model's device, so the caller batches.
 
@@ -70,9 +72,10 @@ def record(model: PreTrainedModel, examples: Examples, sites: Sequence[Site]) ->
         IndexError: the model has no such block or head.
     """
     found: dict[Site, Tensor] = {}
+    rows = torch.arange(len(examples), device=examples.tokens.device)[:, None]
 
     def keep(site: Site) -> Callable[[Tensor], None]:
-        return lambda x: found.__setitem__(site, x)
+        return lambda x: found.__setitem__(site, x if at is None else x[rows, at])
 
     with ExitStack() as stack:
         for site in sites:
