@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ import pytest
 
 from workbench.figures import alt, figure, has_builder
 from workbench.figures.grafting import place
+from workbench.figures.pruning import removed
 from workbench.figures.theme import GREY, STYLES
 from workbench.results import Metric, Result
 
@@ -151,3 +153,14 @@ def test_the_figure_of_pruning_names_what_was_removed():
     assert "removing heads" in fig.layout.title.text
     assert any(t.name == "as many random heads (2 orders, range)" for t in fig.data)
     assert "Removing 2 heads takes counting a" in alt(given)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "said"), [((5, 5), "5 heads"), ((0, 5), "0 or 5 heads, by seed"), ((7, 2, 0, 3), "0 to 7 heads, by seed")]
+)
+def test_every_seed_removes_its_own_number(numbers, said):
+    mean = float(np.mean(numbers))
+    units = Metric("units", mean, min(numbers), max(numbers), 100, "heads", seeds=len(numbers))
+    given = Result("pruning", {"chosen": pd.DataFrame([row(0.4, k=k) for k in dict.fromkeys(numbers)])}, (units,))
+    assert removed(given) == said
+    assert removed(replace(given, tables={})) == f"{mean:g} heads on average"

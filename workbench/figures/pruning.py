@@ -21,6 +21,9 @@ MOST_ANSWERS = 14
 MOST_NAMED = 8
 """Removed units that are named on hover."""
 
+MOST_NUMBERS = 3
+"""Numbers of removed units that are said one by one."""
+
 
 def figure(result: Result) -> go.Figure:
     """Left: accuracies over the number of removed neurons. Right: how often each answer is given, before and after."""
@@ -36,7 +39,7 @@ def figure(result: Result) -> go.Figure:
     )
     _curves(fig, result.tables["table"], found)
     _chosen(fig, result, found)
-    _answers(fig, result.tables["classes"], found["units"])
+    _answers(fig, result.tables["classes"], removed(result))
     fig.update_layout(barmode="group", bargap=0.15, bargroupgap=0.0)
     title = f"Does removing {word} bring {pt} back?"
     return finish(fig, title, words.sample(result, found["pruned_pt"].n), height=476, bottom=74)
@@ -45,6 +48,16 @@ def figure(result: Result) -> go.Figure:
 def word_of(units: Metric) -> str:
     """`neurons`, `heads`, `rows` or `weights`."""
     return units.unit if units.unit in words.UNITS else "neurons"
+
+
+def removed(result: Result) -> str:
+    """`5 weights`, or `0 or 5 weights, by seed`: every seed chooses its own number, and the mean of them was never removed."""
+    units, chosen = result.metric("units"), result.tables.get("chosen", pd.DataFrame())
+    numbers = sorted({int(k) for k in chosen["k"]}) if "k" in chosen else []
+    if len(numbers) < 2:
+        return f"{words.number(units.value, 1)} {word_of(units)}{' on average' if not numbers and units.seeds > 1 else ''}"
+    span = " or ".join(map(str, numbers)) if len(numbers) <= MOST_NUMBERS else f"{numbers[0]} to {numbers[-1]}"
+    return f"{span} {word_of(units)}, by seed"
 
 
 def _curves(fig: go.Figure, table: pd.DataFrame, found: dict[str, Metric]) -> None:
@@ -153,7 +166,7 @@ def _other(fig: go.Figure, rows: pd.DataFrame, capability: str, first: bool) -> 
     )
 
 
-def _answers(fig: go.Figure, classes: pd.DataFrame, units: Metric) -> None:
+def _answers(fig: go.Figure, classes: pd.DataFrame, gone: str) -> None:
     wide = classes.pivot_table(index="answer", columns="when", values="value", sort=False, aggfunc="sum").fillna(0.0)
     if "token" in classes:
         tokens = {answer: first(rows, "token") for (answer,), rows in groups(classes, "answer")}
@@ -167,7 +180,7 @@ def _answers(fig: go.Figure, classes: pd.DataFrame, units: Metric) -> None:
     looks = {
         "truth": ("right answers", rgba(GREY, 0.55), ""),
         "before": ("answers of the fine-tuned model", VERMILLION, ""),
-        "after": (f"answers with {words.number(units.value, 1)} {word_of(units)} removed", GREEN, "/"),
+        "after": (f"answers after removing {gone}", GREEN, "/"),
     }
     for when, (name, color, pattern) in looks.items():
         if when in shown:
@@ -195,9 +208,9 @@ def alt(result: Result) -> str:
     """What removing the chosen number of neurons does, against random ones."""
     pt, _ = words.subject(result)
     found = {m.metric: m for m in result.headline}
-    units = found["units"]
+    gone = removed(result)
     return (
-        f"Removing {words.number(units.value, 1)} {word_of(units)} takes {pt} from {words.interval(found['unpruned_pt'])} to "
+        f"Removing {gone}{',' if 'seed' in gone else ''} takes {pt} from {words.interval(found['unpruned_pt'])} to "
         f"{words.interval(found['pruned_pt'])}; as many random ones give {words.interval(found['random_pt'])}, "
         f"the base model has {words.interval(found['base_pt'])}."
     )

@@ -11,7 +11,7 @@ from plotly.subplots import make_subplots
 
 from workbench.figures import words
 from workbench.figures.marks import accuracy_axis, band, curve, place, step_axis
-from workbench.figures.pruning import word_of
+from workbench.figures.pruning import removed, word_of
 from workbench.figures.tables import distinct, first, keep, largest, select, values
 from workbench.figures.theme import BLUE, VERMILLION, finish, style
 from workbench.results import Result
@@ -129,6 +129,6 @@ def alt(result: Result) -> str:
     said = ", ".join(f"{words.SCORES.get(name, name)} {words.interval(m)}" for name, m in shares.items())
     return (
         f"The chosen ranking takes {pt} from {words.interval(found['unpruned_pt'])} to {words.interval(found['pruned_pt'])} by "
-        f"removing {words.number(found['units'].value, 1)} {word_of(found['units'])}; the best random order gives "
+        f"removing {removed(result)}; the best random order gives "
         f"{words.interval(found['random_pt'])}. Share of the loss that comes back, by ranking: {said}."
     )
