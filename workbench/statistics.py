@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -95,12 +96,15 @@ def paired_difference(after: Numbers, before: Numbers, confidence: float = 0.95)
     )
 
 
-def _resampling(n: int, draws: int, seed: int) -> Floats:
-    """How often each of n examples is drawn, as weights that sum to one `[draws, n]`."""
+@lru_cache(maxsize=8)
+def resampling(n: int, draws: int, seed: int) -> Floats:
+    """How often each of n examples is drawn, as weights that sum to one `[draws, n]`; read only, for it is kept."""
     if n < 1:
         raise ValueError("there are no examples to resample")
     counts = numpy_generator(seed, "examples", n).multinomial(n, np.full(n, 1 / n), size=draws)
-    return counts.astype(np.float64) / n
+    weights = counts.astype(np.float64) / n
+    weights.flags.writeable = False
+    return weights
 
 
 def bootstrap_mean(values: Numbers, draws: int = 1000, seed: int = 0) -> Floats:
@@ -118,7 +122,7 @@ def bootstrap_mean(values: Numbers, draws: int = 1000, seed: int = 0) -> Floats:
         `[draws]`.
     """
     data = np.asarray(values, dtype=np.float64)
-    return _resampling(len(data), draws, seed) @ data
+    return resampling(len(data), draws, seed) @ data
 
 
 def pooled(values: Numbers, pool: Pool = "mean", axis: int = -1) -> Any:
@@ -255,7 +259,7 @@ def bootstrap_crossings(
     """
     data = np.asarray(correct, dtype=np.float64)
     # Rounding: a mean of exactly 0.95 must not miss a threshold of 0.95 by one bit of a differently ordered sum.
-    means = np.round(_resampling(data.shape[1], draws, seed) @ data.T, 12)
+    means = np.round(resampling(data.shape[1], draws, seed) @ data.T, 12)
     return _cross(np.asarray(steps, dtype=np.float64), means, threshold, hold)
 
 

@@ -105,9 +105,7 @@ def replaced(model: nn.Module, changes: Mapping[Site, Replacement]) -> Generator
         IndexError: the model has no such block or head.
         ValueError: shapes that do not fit.
     """
-    with ExitStack() as stack:
-        for site, change in changes.items():
-            stack.enter_context(_tap(model, site, _putting(site, change)))
+    with edited(model, {site: _putting(site, change) for site, change in changes.items()}):
         yield
 
 
@@ -126,6 +124,21 @@ def _putting(site: Site, change: Replacement) -> Callable[[Tensor], Tensor]:
 
 Tapped = Callable[[Tensor], Tensor | None]
 """Given a site's activations; what it returns takes their place, None leaves them."""
+
+
+@contextmanager
+def edited(model: nn.Module, edits: Mapping[Site, Tapped]) -> Generator[None]:
+    """Forward passes call `edits[site]` on the activations of each site while the context is open.
+
+    An edit of `middle` is given what an edit of the same block's stream left, where the stream comes first in `edits`.
+
+    Raises:
+        IndexError: the model has no such block or head.
+    """
+    with ExitStack() as stack:
+        for site, edit in edits.items():
+            stack.enter_context(_tap(model, site, edit))
+        yield
 
 
 @contextmanager
