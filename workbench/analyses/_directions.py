@@ -49,7 +49,7 @@ def expected_cosine(width: int) -> float:
 def cosine(a: Float[np.ndarray, "*rest d"], b: Float[np.ndarray, "*rest d"]) -> Float[np.ndarray, "*rest"]:
     """Cosines along the last axis, NaN for zero vectors."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        return (a * b).sum(-1) / (length(a) * length(b))[..., 0]
+        return np.asarray((a * b).sum(-1) / (length(a) * length(b))[..., 0])
 
 
 def procrustes(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "d d"] | None:

@@ -78,7 +78,7 @@ def figure(result: Result) -> go.Figure:
             _curve(fig, select(table, intervention=kind, source="own", scale=scale), kind, column)
         levels(fig, [*named, (found["chance_pt"].value, "best guess")], column=column)
         at: dict[str, Any] = {"row": 1, "col": column}
-        fig.update_xaxes(_points(table, 0.5), **at)
+        fig.update_xaxes(_points(table, 0.7), **at)
         fig.update_yaxes(accuracy_axis(f"accuracy on {pt}" if column == 1 else ""), **at)
     _transfer(fig, result, scale)
     _angles(fig, result)

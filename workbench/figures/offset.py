@@ -38,7 +38,7 @@ def figure(result: Result) -> go.Figure:
         vertical_spacing=0.16,
         subplot_titles=[
             *(title for _, _, title in MAPS),
-            "vectors of MLP neurons against the base's",
+            "MLP neurons: keys (solid), values (dashed)<br>against the base's, down to 5th percentile",
             "sensitivity to the input",
         ],
     )
@@ -74,7 +74,9 @@ def figure(result: Result) -> go.Figure:
 
 def _place(name: str, role: str) -> str:
     """Positions of a text are counted back from its end."""
-    return "answer" if role == "request" else f"-{name}" if role in ("text", "window") else name
+    if role in ("text", "window"):
+        return "last" if name == "0" else f"-{name}"
+    return "answer" if role == "request" else name
 
 
 def _matrix(rows: pd.DataFrame, points: list[int], orders: list[int]) -> np.ndarray:

@@ -81,13 +81,13 @@ def steered(model: PreTrainedModel, examples: Examples, edits: Sequence[Edit]) -
     for position in at.unique().tolist():
         for rows in (at == position).nonzero()[:, 0].split(_batch_size(model, examples)):
             batch = examples[rows].to(model.device)
-            run = _runner(model, batch, int(position))
+            run = runner(model, batch, int(position))
             for index, edit in enumerate(edits):
                 found[index, rows] = (run(edit).argmax(-1) == batch.answer).all(-1).float().cpu()
     return found
 
 
-def _runner(model: PreTrainedModel, batch: Examples, position: int) -> Callable[[Edit], Float[Tensor, "n k vocab"]]:
+def runner(model: PreTrainedModel, batch: Examples, position: int) -> Callable[[Edit], Float[Tensor, "n k vocab"]]:
     """Logits of the answer, given an edit, of examples that all predict it at `position`."""
     k = batch.answer.shape[1]
     inputs = model_inputs(model, batch, position + k)
