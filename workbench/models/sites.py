@@ -74,9 +74,7 @@ def record(model: PreTrainedModel, examples: Examples, sites: Sequence[Site]) ->
     def keep(site: Site) -> Callable[[Tensor], None]:
         return lambda x: found.__setitem__(site, x)
 
-    with ExitStack() as stack:
-        for site in sites:
-            stack.enter_context(_tap(model, site, keep(site)))
+    with tapping(model, {site: keep(site) for site in sites}):
         model.base_model(**model_inputs(model, examples, seen(examples)))
     return {site: found[site] for site in sites}
 
@@ -102,9 +100,7 @@ def replaced(model: nn.Module, changes: Mapping[Site, Replacement]) -> Generator
         IndexError: the model has no such block or head.
         ValueError: shapes that do not fit.
     """
-    with ExitStack() as stack:
-        for site, change in changes.items():
-            stack.enter_context(_tap(model, site, _putting(site, change)))
+    with tapping(model, {site: _putting(site, change) for site, change in changes.items()}):
         yield
 
 
@@ -123,6 +119,19 @@ def _putting(site: Site, change: Replacement) -> Callable[[Tensor], Tensor]:
 
 Tapped = Callable[[Tensor], Tensor | None]
 """Given a site's activations; what it returns takes their place, None leaves them."""
+
+
+@contextmanager
+def tapping(model: nn.Module, taps: Mapping[Site, Tapped]) -> Generator[None]:
+    """Forward passes hand the activations of these sites to the functions while the context is open; see `Tapped`.
+
+    Raises:
+        IndexError: the model has no such block or head.
+    """
+    with ExitStack() as stack:
+        for site, function in taps.items():
+            stack.enter_context(_tap(model, site, function))
+        yield
 
 
 @contextmanager
