@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -142,9 +143,17 @@ def gap_metric(name: str, gap: np.ndarray, seed: int) -> Metric:
     return derived(name, float(gap.mean()), bootstrap_mean(gap, DRAWS, seed), len(gap), "logits")
 
 
-def not_told_apart(found: Mapping[str, Metric], models: Mapping[str, str]) -> str:
-    """A sentence about the models whose effects are undefined, or nothing."""
-    short = [f"{said} ({found[name].value:.1f} logits)" for name, said in models.items() if found[name].low < FLOOR]
-    if not short:
+def undefined(found: Mapping[str, Metric], capability: str) -> str:
+    """Why effects are undefined in base or tuned model, as a sentence; empty where they are not."""
+    said = {"told_apart_base": "base", "told_apart_tuned": "tuned model"}
+    short = [f"the {who} ({found[name].value:.1f})" for name, who in said.items() if found[name].low < FLOOR]
+    if short:
+        where = " and ".join(short)
+    elif math.isfinite(found["largest_change"].value):
         return ""
-    return f"Told apart by less than {FLOOR:g} logit: the {' and the '.join(short)}, where effects are undefined."
+    else:
+        where = "a model of one of the seeds"
+    return (
+        f"Prompts for {capability} and their counterfactuals differ by less than {FLOOR:g} logit in {where}, so that effects are "
+        "undefined there."
+    )

@@ -21,8 +21,8 @@ from workbench.analyses._prompts import (
     draw_prompts,
     effect_columns,
     gap_metric,
-    not_told_apart,
     places_of,
+    undefined,
 )
 from workbench.analysis import Settings, analysis
 from workbench.measures import DRAWS, correct_answers, derived, draw, proportion, shares
@@ -38,6 +38,8 @@ from workbench.verdict import ROOM
 EVERYWHERE = "everywhere"
 """The place of a patch of the whole prompt."""
 METHODS = ("patched", "first_order")
+NOTICED = 0.01
+"""Share of the difference between the prompts that an effect must have by either method to be ranked: below is noise."""
 
 
 class PatchingSettings(Settings):
@@ -71,8 +73,8 @@ def patching(pair: Pair, settings: PatchingSettings) -> Result:
     place whose effect changed most, chosen on split `select`.
 
     `largest_change`: that change on the test prompts. `heads_*`, `mlps_*`: summed effects of all heads, of all MLPs, at the
-    position that answers. `rank_*`: rank correlation of the two methods over all cells that change anything. `told_apart_*`: the
-    denominators. `base_pt`, `tuned_pt`: accuracy on O_PT.
+    position that answers. `rank_*`: rank correlation of the two methods over cells of an effect of at least `NOTICED`. `told_apart_*`:
+    the denominators. `base_pt`, `tuned_pt`: accuracy on O_PT.
     """
     base = alike(pair)
     prompts, select = (draw_prompts(pair, settings.capability, settings.n, split) for split in ("test", "select"))
@@ -95,8 +97,9 @@ def patching(pair: Pair, settings: PatchingSettings) -> Result:
         headline=tuple(_headline(pair, settings, named, found, gaps, chosen)),
         limits=(
             "What carries the difference between two prompts need not be where fine-tuning changed the model.",
-            "Effects of single components do not add up: what one stops doing another may do, and what several do together none does alone.",
+            "Effects of single components do not add up: what one stops doing another may do, and some act only together.",
             "The contrast is one minimal edit of the text; other contrasts may run through other components.",
+            "Models that were not trained from one another need not use the same head for the same thing.",
             f"Below {FLOOR:g} logit between the two prompts effects are undefined: such a model does not tell them apart.",
         ),
         settings=settings.model_dump(mode="json"),
@@ -134,7 +137,8 @@ def _effects(model: PreTrainedModel, prompts: Prompts, cells: Sequence[Cell], se
     estimate = attribution_grid(model, prompts.examples, donor, cells, prompts.read).double().numpy()
     before, after = prompts.gap(model)
     exact = (grid.values - grid.plain).double().numpy()
-    return _Found(*(Effects(x, after - before, seed) for x in (exact, estimate)), grid.rows_changed.numpy())
+    gap = after - before
+    return _Found(Effects(exact, gap, seed), Effects(estimate, gap, seed), grid.rows_changed.numpy())
 
 
 def _largest(pair: Pair, prompts: Prompts, sites: Sequence[Site], places: Sequence[Place], most: int) -> int:
@@ -169,7 +173,8 @@ def _table(components: pd.DataFrame, found: dict[str, _Found]) -> pd.DataFrame:
             value, drawn = effects.by_method[method].shares()
             silent = effects.changed == 0
             values[name] = np.where(silent, np.nan, value), np.where(silent, np.nan, drawn)
-        values["change"] = tuple(t - b for t, b in zip(values["tuned"], values["base"], strict=True))
+        (after, after_drawn), (before, before_drawn) = values["tuned"], values["base"]
+        values["change"] = after - before, after_drawn - before_drawn
         for name, (value, drawn) in values.items():
             n = len(found["base"].by_method[method].gap)
             frames.append(components.assign(model=name, method=method, **effect_columns(value, drawn, n)))
@@ -221,8 +226,10 @@ def _headline(
 
 
 def _rank(name: str, found: _Found, seed: int) -> Metric:
-    """Spearman's correlation of both methods over the cells that change anything."""
-    exact, estimate = (found.by_method[method].change[found.changed > 0] for method in METHODS)
+    """Spearman's correlation of both methods over the cells that either of them gives an effect of `NOTICED`."""
+    both = [found.by_method[method] for method in METHODS]
+    size = np.abs([effects.change.mean(1) for effects in both]).max(0)
+    exact, estimate = (effects.change[size >= NOTICED * abs(both[0].gap.mean())] for effects in both)
 
     def ranks(x: Float[np.ndarray, "*rest cells"]) -> Float[np.ndarray, "*rest cells"]:
         placed = x.argsort(-1).argsort(-1).astype(np.float64)
@@ -240,12 +247,10 @@ def evidence(result: Result) -> tuple[Evidence, ...]:
     change, base, tuned = found["largest_change"], found["base_pt"], found["tuned_pt"]
     asked = "capability" if result.settings.get("capability", "pt") == "pt" else "tuned_on"
     capability = str(result.provenance.get(asked, "O_PT"))
-    short = not_told_apart(found, {"told_apart_base": "base", "told_apart_tuned": "tuned model"})
-    direction: Direction = "neutral"
+    text, direction = undefined(found, capability), "neutral"
     shown = change
-    if short:
+    if text:
         direction, shown = "uninformative", found["told_apart_tuned"]
-        text = f"Prompts for {capability} and their counterfactuals. {short}"
     else:
         text = (
             f"One component's share of the difference between prompts for {capability} and their counterfactuals changed by at "
@@ -255,7 +260,6 @@ def evidence(result: Result) -> tuple[Evidence, ...]:
     if base.value - tuned.value < ROOM and asked == "capability":
         direction = "uninformative"
         text += f" The tuned model is within {ROOM} of the base on {capability}, so no loss can be placed."
-    line = Evidence(
-        result.name, shown.metric, shown.value, shown.low, shown.high, shown.n, direction, text, capability, shown.bound
-    )
-    return (line,)
+    kind: Direction = "neutral" if direction == "neutral" else "uninformative"
+    numbers = (shown.value, shown.low, shown.high, shown.n)
+    return (Evidence(result.name, shown.metric, *numbers, kind, text, capability, shown.bound),)

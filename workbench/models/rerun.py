@@ -8,8 +8,7 @@ model that attends otherwise runs whole from the changed block on. Numbers agree
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, cast
 
@@ -32,8 +31,8 @@ Rows = Int[Tensor, " r"]
 """Numbers of examples of the batch; one may occur many times, once for every run."""
 Logits = Float[Tensor, "r k vocab"]
 
-_Attend = Callable[[Tensor, Tensor, Tensor, float], Tensor]
-"""`(queries, keys, values [n, heads, t, width], scale) -> attended`, of the same heads."""
+_Attend = Callable[[Tensor, Tensor, Tensor, float], Tensor | None]
+"""`(queries, keys, values [n, heads, t, width], scale) -> attended`, of as many heads each; None: as it would be."""
 
 
 class CleanRun:
@@ -65,7 +64,7 @@ class CleanRun:
             self.cache.append((key, value))
 
         keep = {site: cast(Any, lambda x, site=site: self.own.__setitem__(site, x)) for site in dict.fromkeys([*inner, *sites])}
-        with _attention(attend), tapping(model, keep):
+        with _Attention(attend), tapping(model, keep):
             hidden = model.base_model(**self.inputs).last_hidden_state
         rows = torch.arange(len(batch), device=hidden.device)[:, None]
         self.logits: Float[Tensor, "n k vocab"] = unembed(model, hidden[rows, self.answers])
@@ -232,7 +231,7 @@ class CleanRun:
             return F.scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scale)
 
         answers = (self.answers[rows] - start).clamp(min=0)  # an answer that comes before is not changed, and not read
-        with resumed(model, block, stream), last_block_at(model, answers), _attention(attend):
+        with resumed(model, block, stream), last_block_at(model, answers), _Attention(attend):
             hidden = self._rows_alone(self.positions[rows, start:])
         found = self._read(hidden, answers)
         return torch.where((self.answers[rows] >= start)[..., None], found, self.logits[rows])
@@ -292,7 +291,7 @@ class CleanRun:
             return torch.cat([torch.zeros_like(query[:, :, :c]), mixed], dim=2)
 
         answers = torch.arange(c, c + c * k, device=place.device).expand(n, -1)
-        with resumed(self.model, self.last, hidden), last_block_at(self.model, answers), _attention(attend):
+        with resumed(self.model, self.last, hidden), last_block_at(self.model, answers), _Attention(attend):
             final = self._rows_alone(positions)[:, c:]
         return unembed(self.model, final).unflatten(1, (c, k))
 
@@ -322,7 +321,7 @@ class _Enough(Exception):  # no error: what was wanted has been read
 class _Attention(TorchFunctionMode):
     """Gives every scaled dot product attention to a function; where that gives nothing, it runs as it would."""
 
-    def __init__(self, attend: Callable[[Tensor, Tensor, Tensor, float], Tensor | None]) -> None:
+    def __init__(self, attend: _Attend) -> None:
         super().__init__()
         self.attend = attend
 
@@ -340,12 +339,6 @@ class _Attention(TorchFunctionMode):
             query.shape[-1] ** -0.5 if scale is None else scale,
         )
         return func(*args, **given) if found is None else found
-
-
-@contextmanager
-def _attention(attend: Callable[[Tensor, Tensor, Tensor, float], Tensor | None]) -> Generator[None]:
-    with _Attention(attend):
-        yield
 
 
 def _per_head(x: Float[Tensor, "n some t w"], heads: int) -> Float[Tensor, "n heads t w"]:
