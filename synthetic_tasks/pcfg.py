@@ -14,6 +14,7 @@ from pydantic import Field
 
 from synthetic_tasks.chance import best_constant, best_given
 from synthetic_tasks.correlation import count_ranges, draw_correlated, index_ranges, select_natural
+from synthetic_tasks.counterfactuals import one_substitution, other_counts
 from synthetic_tasks.families import FAMILIES, IDENTIFIERS, Family
 from synthetic_tasks.grammar import Grammar
 from synthetic_tasks.labels import ABSENT
@@ -176,6 +177,47 @@ class PcfgTask:
             self.check_labels(plain, labels, lambda n: replace(capability, labels=ALL).draw(n, 0, "check"))
         return capability
 
+    def ask(
+        self, capability: str, texts: Texts, chance: Mapping[str, float], flags: Mapping[str, torch.Tensor] | None = None
+    ) -> Examples:
+        """What a capability asks of given texts; the labels hold those of all families and `flags`."""
+        family, operand = self.locate(capability)
+        n, layout = len(texts), self.layout
+        found = {name: other.label(texts, i) for other in self.families.values() for i, name in enumerate(other.capabilities)}
+        answer = family.answer(found[family.capabilities[operand]])
+        return Examples(
+            tokens=layout.sequences(family.token_id, int(family.operand_ids[operand]), family.number_id, texts, answer),
+            loss_mask=layout.mask(n, layout.answer, layout.answer + 1),
+            answer_position=torch.full((n,), layout.request),
+            answer=torch.from_numpy(answer)[:, None],
+            candidates=torch.from_numpy(family.answer_ids),
+            labels={**{name: torch.from_numpy(values) for name, values in found.items()}, **(flags or {})},
+            roles=layout.roles(n, self.settings.window),
+            chance=chance,
+        )
+
+    def counterfactual(self, capability: str, examples: Examples, seed: int) -> Examples:
+        """The same prompts about texts that are edited, as little as possible, to another answer; row by row.
+
+        Counts change inside the window alone. Labels are those of the edited texts; whether an edited text is correlated is
+        not among them. See `synthetic_tasks.counterfactuals`.
+
+        Raises:
+            UserError: no text can have another answer.
+        """
+        family, operand = self.locate(capability)
+        rng = numpy_generator(seed, "pcfg", "counterfactual", family.capabilities[operand])
+        texts = self.layout.texts(examples.tokens)
+        letters = len(self.grammar.terminals)
+        if family.kind == "count":
+            edited = other_counts(texts, self.settings.window, operand, letters, rng)
+        else:
+            # As for counts, the last of the other operands gives way.
+            others = [i for i in range(len(family.capabilities)) if i != operand][:-1]
+            held = [lambda t, i=i: family.label(t, i) for i in others]
+            edited = one_substitution(texts, letters, lambda t: family.label(t, operand), rng, held)
+        return self.ask(capability, edited, examples.chance)
+
     def natural_texts(self, n: int, rng: np.random.Generator) -> Texts:
         """Plain samples of the grammar."""
         return self.grammar.sample_texts(n, self.settings.text_length, rng)
@@ -277,24 +319,9 @@ class PcfgCapability:
         """
         if n < 1:
             raise UserError(f"{n} examples of {self.name!r} were asked for; ask for at least 1.")
-        task = self.task
-        family, operand = task.locate(self.plain)
         texts, correlated = self.draw(n, seed, split)
-        found = {name: other.label(texts, i) for other in task.families.values() for i, name in enumerate(other.capabilities)}
-        answer = family.answer(found[self.plain])
-        if correlated is not None:
-            found["correlated"] = correlated.astype(np.int64)
-        layout = task.layout
-        return Examples(
-            tokens=layout.sequences(family.token_id, int(family.operand_ids[operand]), family.number_id, texts, answer),
-            loss_mask=layout.mask(n, layout.answer, layout.answer + 1),
-            answer_position=torch.full((n,), layout.request),
-            answer=torch.from_numpy(answer)[:, None],
-            candidates=torch.from_numpy(family.answer_ids),
-            labels={name: torch.from_numpy(values) for name, values in found.items()},
-            roles=layout.roles(n, task.settings.window),
-            chance=self.chance(),
-        )
+        flags = {} if correlated is None else {"correlated": torch.from_numpy(correlated.astype(np.int64))}
+        return self.task.ask(self.plain, texts, self.chance(), flags)
 
     def chance(self) -> dict[str, float]:
         """`majority` and, for the other operands of the family, `given count_b`: see `synthetic_tasks.chance`.

@@ -159,6 +159,11 @@ class Layout:
         tokens[:, self.answer] = answer
         return torch.from_numpy(tokens)
 
+    def texts(self, tokens: Int[Tensor, "n t"]) -> UInt8[np.ndarray, "n length"]:
+        """The texts of whole sequences, as terminal indices."""
+        text = tokens[:, self.TEXT : self.TEXT + self.text_length].cpu().numpy()
+        return (text - self.vocabulary.first_terminal).astype(np.uint8)
+
     def mask(self, n: int, start: int, stop: int) -> Bool[Tensor, "n t"]:
         """True at the positions start..stop-1 of `n` sequences."""
         mask = torch.zeros(n, self.length, dtype=torch.bool)

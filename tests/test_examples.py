@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from workbench.errors import UserError
-from workbench.examples import Capability, Correlation, Examples, sha256
+from workbench.examples import Capability, Correlation, Examples, partners, sha256
 
 
 @pytest.fixture
@@ -118,3 +118,20 @@ def test_the_hash_knows_what_is_shown_and_asked(random_examples):
         same[:5],
     ]
     assert len({sha256(examples) for examples in (same, *changed)}) == 6
+
+
+def test_partners_have_another_answer_and_the_same_layout(random_examples):
+    examples = random_examples(n=40, padded=True)
+    other = partners(examples, 0)
+    assert (other.answer != examples.answer).all()
+    assert other.answer_position.equal(examples.answer_position)
+    assert other.attention_mask.equal(examples.attention_mask)
+    assert other.tokens.equal(partners(examples, 0).tokens)
+    assert not other.tokens.equal(partners(examples, 1).tokens)
+
+
+def test_an_example_without_a_partner_is_named(random_examples):
+    examples = random_examples(n=5)
+    alone = replace(examples, answer_position=torch.tensor([3, 3, 3, 7, 3]), answer=torch.tensor([[1], [2], [2], [1], [2]]))
+    with pytest.raises(UserError, match=r"1 of 5 examples \(the first is number 3\) have no other one of the same layout"):
+        partners(alone, 0)

@@ -213,3 +213,38 @@ def test_a_damaged_run_is_named(store):
     (run.path / "spec.yaml").write_text("{")
     with pytest.raises(UserError, match=f"run {run.key} of pair 'wrapped' is damaged"):
         open_pair(body(store, tuned=run.key), store, "wrapped", 0)
+
+
+class Plain:
+    """A task that edits nothing."""
+
+    def __init__(self, task):
+        self.task = task
+
+    def __getattr__(self, name):
+        if name == "counterfactual":
+            raise AttributeError(name)
+        return getattr(self.task, name)
+
+
+def test_counterfactuals_are_the_tasks_own_and_tell_whether_they_are_correlated(pair):
+    examples = pair.examples("count_a", share=1.0)
+    filled = pair.counterfactual(examples, "count_a")
+    other = filled.counterfactual
+    assert torch.equal(filled.tokens, examples.tokens)
+    assert other.tokens.equal(pair.task.counterfactual("count_a", examples, pair.seed).tokens)
+    assert examples.labels["correlated"].all()
+    held = other.labels["count_b"] == other.labels["count_a"] + 1
+    assert other.labels["correlated"].bool().equal(held)
+    assert not held.any()  # b stays, a does not
+    assert len(filled[:5].counterfactual) == 5
+
+
+def test_a_task_that_edits_nothing_gets_other_rows_of_the_same_draw(pair):
+    subject = replace(pair, task=Plain(pair.task))
+    examples = subject.examples("count_a")
+    other = subject.counterfactual(examples, "count_a").counterfactual
+    assert (other.answer != examples.answer).all()
+    assert {tuple(row) for row in other.tokens.tolist()} <= {tuple(row) for row in examples.tokens.tolist()}
+    assert other.tokens.equal(subject.counterfactual(examples, "count_a").counterfactual.tokens)
+    assert not other.tokens.equal(replace(subject, seed=4).counterfactual(examples, "count_a").counterfactual.tokens)

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from workbench.errors import UserError
+from workbench.seeds import numpy_generator
 
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 
@@ -81,6 +82,27 @@ def sha256(examples: Examples) -> str:
         digest.update(f"{tuple(tensor.shape)}".encode())
         digest.update(tensor.to("cpu", torch.int64).contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def partners(examples: Examples, seed: int) -> Examples:
+    """For every example another one of the same draw with another answer and the same layout (padding, answer, roles).
+
+    Raises:
+        UserError: an example that has no such partner.
+    """
+    masks = [examples.attention_mask] if examples.attention_mask is not None else []
+    layout = torch.cat([examples.answer_position[:, None], *(m.long() for m in (*masks, *examples.roles.values()))], dim=1)
+    kind = torch.unique(layout, dim=0, return_inverse=True)[1]
+    answer = torch.unique(examples.answer, dim=0, return_inverse=True)[1]
+    fits = ((kind[:, None] == kind) & (answer[:, None] != answer)).cpu()
+    alone = (~fits.any(1)).nonzero().flatten().tolist()
+    if alone:
+        raise UserError(
+            f"{len(alone)} of {len(examples)} examples (the first is number {alone[0]}) have no other one of the same layout and "
+            "another answer, so there is no counterfactual for them; draw more examples, or leave these out."
+        )
+    drawn = torch.from_numpy(numpy_generator(seed, "partners").random(fits.shape))
+    return examples[torch.where(fits, drawn, -1.0).argmax(1).to(examples.tokens.device)]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import UserError
-from workbench.examples import Correlation, Examples
+from workbench.examples import Correlation, Examples, partners
 from workbench.protocols import Task, load_task
 from workbench.runs import Run, Store
 
@@ -66,6 +66,24 @@ class Question:
         """Capabilities that ask for the one that may be lost under another identifier; most tasks have none."""
         find: Callable[[str], tuple[str, ...]] | None = getattr(self.task, "aliases", None)
         return find(self.capability) if find else ()
+
+    def counterfactual(self, examples: Examples, capability: str) -> Examples:
+        """The examples with `counterfactual` filled: row by row a prompt of the same layout with another answer.
+
+        A task that can edit its texts (a method `counterfactual(capability, examples, seed)`) changes as little as possible;
+        without it every example is given another one of the same draw.
+
+        Raises:
+            UserError: there is no such prompt for some example.
+        """
+        make: Callable[[str, Examples, int], Examples] | None = getattr(self.task, "counterfactual", None)
+        other = make(capability, examples, self.seed) if make else partners(examples, self.seed)
+        c = self.correlation
+        if c is not None and "correlated" in examples.labels and {c.target, c.partner} <= set(other.labels):
+            target, partner = other.labels[c.target], other.labels[c.partner]
+            held = (target == partner + c.offset) & (target >= 0) & (partner >= 0)  # what is absent has no distance
+            other = replace(other, labels={**other.labels, "correlated": held.long()})
+        return replace(examples, counterfactual=other)
 
     @property
     def others(self) -> tuple[str, ...]:

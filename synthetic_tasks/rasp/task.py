@@ -15,8 +15,9 @@ from pydantic import Field
 from torch import Tensor
 
 from synthetic_tasks.chance import best_constant, best_given
+from synthetic_tasks.counterfactuals import one_substitution, other_counts
 from synthetic_tasks.rasp.compiler import compile_program
-from synthetic_tasks.rasp.questions import QUESTIONS, Question
+from synthetic_tasks.rasp.questions import QUESTIONS, Counter, Question
 from synthetic_tasks.rasp.vocabulary import Vocabulary
 from synthetic_tasks.settings import Settings, read_settings
 from workbench.errors import UserError, did_you_mean
@@ -156,6 +157,48 @@ class RaspTask:
         tokens[:, 1:] = texts + self.vocabulary.ids[self.question.letters[0]]
         return torch.from_numpy(tokens)
 
+    def ask(
+        self, capability: str, texts: Texts, chance: Mapping[str, float], flags: Mapping[str, Tensor] | None = None
+    ) -> Examples:
+        """What a capability asks of given texts; the labels hold those of all capabilities and `flags`."""
+        question, operand, n = self.question, self.locate(capability), len(texts)
+        labels = {name: question.label(texts, i) for i, name in enumerate(self.capabilities)}
+        tokens = self.sequences(texts)
+        place = torch.arange(self.context).expand_as(tokens)
+        decides = np.concatenate([np.zeros((n, 1), dtype=bool), question.decides(texts, operand)], axis=1)
+        return Examples(
+            tokens=tokens,
+            loss_mask=torch.zeros_like(tokens, dtype=torch.bool),
+            answer_position=self.answer_position(n, operand),
+            answer=torch.from_numpy(self.answer_ids[labels[capability]])[:, None],
+            candidates=torch.from_numpy(self.answer_ids),
+            labels={**{name: torch.from_numpy(values) for name, values in labels.items()}, **(flags or {})},
+            roles={
+                "operand": torch.from_numpy(decides),
+                "text": place > 0,
+                "request": place == question.read_index(operand) + 1,
+            },
+            chance=chance,
+        )
+
+    def counterfactual(self, capability: str, examples: Examples, seed: int) -> Examples:
+        """The same question about texts that are edited, as little as possible, to another answer; row by row.
+
+        Labels and roles are those of the edited texts; whether an edited text is correlated is not among them.
+
+        Raises:
+            UserError: no text can have another answer.
+        """
+        question, operand = self.question, self.locate(capability)
+        rng = numpy_generator(seed, "rasp", "counterfactual", capability)
+        letters = len(question.letters)
+        texts = (examples.tokens[:, 1:].cpu().numpy() - self.vocabulary.ids[question.letters[0]]).astype(np.uint8)
+        if isinstance(question, Counter):
+            edited = other_counts(texts, question.length, operand, letters, rng)
+        else:
+            edited = one_substitution(texts, letters, lambda t: question.label(t, operand), rng, (), question.repeats)
+        return self.ask(capability, edited, examples.chance)
+
     @cached_property
     def answer_ids(self) -> Int[np.ndarray, " classes"]:
         """Token ids of every possible answer, by label."""
@@ -193,30 +236,9 @@ class RaspCapability:
         """
         if n < 1:
             raise UserError(f"{n} examples of {self.name!r} were asked for; ask for at least 1.")
-        task, question = self.task, self.task.question
-        operand = task.locate(self.name)
         texts, correlated = self.draw(n, seed, split)
-        labels = {name: question.label(texts, i) for i, name in enumerate(task.capabilities)}
-        answer = task.answer_ids[labels[self.name]]
-        if correlated is not None:
-            labels["correlated"] = correlated.astype(np.int64)
-        tokens = task.sequences(texts)
-        place = torch.arange(task.context).expand_as(tokens)
-        decides = np.concatenate([np.zeros((n, 1), dtype=bool), question.decides(texts, operand)], axis=1)
-        return Examples(
-            tokens=tokens,
-            loss_mask=torch.zeros_like(tokens, dtype=torch.bool),
-            answer_position=task.answer_position(n, operand),
-            answer=torch.from_numpy(answer)[:, None],
-            candidates=torch.from_numpy(task.answer_ids),
-            labels={name: torch.from_numpy(values) for name, values in labels.items()},
-            roles={
-                "operand": torch.from_numpy(decides),
-                "text": place > 0,
-                "request": place == question.read_index(operand) + 1,
-            },
-            chance=self.chance(),
-        )
+        flags = {} if correlated is None else {"correlated": torch.from_numpy(correlated.astype(np.int64))}
+        return self.task.ask(self.name, texts, self.chance(), flags)
 
     def chance(self) -> dict[str, float]:
         """`majority` and, for the other capabilities, `given count_b`: see `synthetic_tasks.chance`.

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from tests.benchmarks.data import tokens_per_second
 from tests.benchmarks.leave_one_out import against_naive
+from tests.benchmarks.patching import against_one_at_a_time
 from tests.benchmarks.pruning import against_whole_passes
 from tests.benchmarks.startup import help_seconds
 from tests.benchmarks.training import LARGE, SMALL, Speed, compare
@@ -40,6 +41,10 @@ def rows(short: bool) -> Iterator[Row]:
     ratio, ours, naive = against_naive(4 if short else 32)
     said = f"{ratio:.0f}x the naive loop ({ours:.2f} against {naive:.1f} s)"
     yield "leave-one-out of 512 neurons, 2 blocks, 256 examples", said, ">= 20x", ratio >= 20
+    for other_model, donor in ((False, "counterfactual prompts"), (True, "another model")):
+        ratio, ours, naive = against_one_at_a_time(4 if short else 32, other_model)
+        said = f"{ratio:.0f}x one at a time ({ours:.2f} against {naive:.1f} s)"
+        yield f"patching 14 sites at 40 places from {donor}", said, ">= 5x", ratio >= 5
     for size, examples in ((SMALL, 500), (LARGE, 64)):
         ratio = against_whole_passes(size, examples, 1 if short else 5)
         what = f"pruning curve in the last of {size.blocks} blocks, width {size.width}"

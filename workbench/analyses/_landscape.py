@@ -17,7 +17,7 @@ from workbench.analyses._ends import trained_share
 from workbench.examples import Examples
 from workbench.measures import DRAWS, draw, other_texts, proportion_row, shares
 from workbench.models.matrices import check_alike
-from workbench.models.paths import Outcomes, Weights, between, bezier, distance, outcomes, put, random_step, weights_of
+from workbench.models.weight_paths import Outcomes, Weights, between, bezier, distance, outcomes, put, random_step, weights_of
 from workbench.seeds import torch_generator
 from workbench.statistics import bootstrap_mean
 from workbench.subjects import Pair

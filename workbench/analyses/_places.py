@@ -25,8 +25,10 @@ class Place:
     """`operand`, `text`, `window` (the part of a text that is asked about), `request`, or `prompt` for all others."""
 
 
-def find_places(task: Task, examples: Examples, most: int) -> tuple[list[Place], Int[Tensor, "n k"]]:
+def find_places(task: Task, examples: Examples, most: int, length: int | None = None) -> tuple[list[Place], Int[Tensor, "n k"]]:
     """Places up to the position that predicts the answer, from left to right, and where each example has them.
+
+    With `length` they go that far: a model that attends in both directions also reads what comes after.
 
     Of a text at most `most` evenly spaced positions are taken, the last one always. Examples without roles have a text up to
     the answer's position. Where examples differ in their layout, only what roles name has a place.
@@ -34,7 +36,7 @@ def find_places(task: Task, examples: Examples, most: int) -> tuple[list[Place],
     Raises:
         UserError: a role that covers more positions in one example than in another.
     """
-    length = int(examples.answer_position.max()) + 1
+    length = int(examples.answer_position.max()) + 1 if length is None else length
     masks = {role: mask[:, :length].cpu() for role, mask in examples.roles.items()}
     request = torch.arange(length) == examples.answer_position.cpu()[:, None]
     text = masks.get("text", torch.arange(length) < examples.answer_position.cpu()[:, None])

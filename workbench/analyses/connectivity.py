@@ -13,7 +13,7 @@ from workbench.analyses._landscape import Landscape, Line, Path, Point, name_of
 from workbench.analyses.pruning import control_draws
 from workbench.analysis import Settings, analysis
 from workbench.measures import DRAWS, certain, derived, draw, proportion
-from workbench.models.paths import barrier, train_middle, weights_of
+from workbench.models.weight_paths import barrier, train_middle, weights_of
 from workbench.results import Direction, Evidence, Metric, Result
 from workbench.statistics import bootstrap_mean, wilson
 from workbench.subjects import Pair

@@ -1,144 +1,125 @@
-"""Paths between models of one shape in the space of their weights: straight lines, Bezier curves, and what is measured on them."""
+"""Path patching: one component's change of output reaches one other component and nothing else [Wang+22; 2304.05969].
+
+The receiver is given its clean input plus what the sender writes in another run minus what it writes in this one; what the
+receiver then does differently runs on through everything after it. All else that reads the sender reads its clean output.
+"""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from workbench.examples import Examples
-from workbench.models.forward import answer_logits, nll
-from workbench.seeds import numpy_generator
+from workbench.models.anatomy import blocks, head_shape
+from workbench.models.patching import Donor, Grid, Read, everything, fitting
+from workbench.models.rerun import CleanRun
+from workbench.models.sites import EMBEDDING, Site, components
 
-Weights = tuple[Tensor, ...]
-"""All parameters of a model, in its own order."""
+
+def senders_of(model: PreTrainedModel) -> list[Site]:
+    """All that writes into the stream: the embedding, every head and every MLP, in the order of the computation."""
+    return components(model)
 
 
-def weights_of(model: nn.Module) -> Weights:
-    """The parameters themselves, not copies."""
-    return tuple(parameter.detach() for parameter in model.parameters())
+def receivers_of(model: PreTrainedModel) -> list[Site]:
+    """All that reads it: every head, every MLP and, as the stream after the last block, the logits."""
+    return [*components(model)[1:], Site("stream", len(blocks(model)))]
+
+
+def connected(sender: Site, receiver: Site) -> bool:
+    """Whether the receiver reads what the sender writes: it comes later, and heads of one block do not read one another."""
+    if sender == EMBEDDING or receiver.kind == "stream":
+        return True
+    return sender.block < receiver.block or (sender.block == receiver.block and (sender.kind, receiver.kind) == ("head", "mlp"))
 
 
 @torch.no_grad()
-def put(model: nn.Module, weights: Weights) -> None:
-    """Overwrite a model's parameters."""
-    for parameter, new in zip(model.parameters(), weights, strict=True):
-        parameter.copy_(new)
+def path_grid(
+    model: PreTrainedModel,
+    examples: Examples,
+    donor: Donor,
+    paths: Sequence[tuple[Site, Site]],
+    read: Read = everything,
+    batch_size: int = 128,
+) -> Grid:
+    """Patch direct paths, one at a time, and read the answer.
 
+    Args:
+        model: of a known architecture.
+        examples: what it is shown.
+        donor: the run that senders are taken from, of a model of the same width.
+        paths: sender and receiver of each; see `senders_of` and `receivers_of`. A head receives by query, key and value at once.
+        read: what is kept of the logits.
+        batch_size: examples at a time, at most.
 
-def between(a: Weights, b: Weights, alpha: float) -> Weights:
-    """(1 - alpha) a + alpha b, in double precision before it is rounded; at 0 and 1 the ends themselves, bit for bit."""
-    if alpha in (0, 1):
-        return b if alpha else a
-    return tuple(((1 - alpha) * x.double() + alpha * y.double()).to(x.dtype) for x, y in zip(a, b, strict=True))
+    Returns:
+        Values on the CPU; `changed` says in which examples the receiver's output changed where the answer can see it.
 
-
-def bezier(a: Weights, middle: Weights, b: Weights, t: float) -> Weights:
-    """(1 - t)^2 a + 2 t (1 - t) middle + t^2 b [Garipov+18 §3.2]; the straight line where the middle is its own."""
-    if t in (0, 1):
-        return b if t else a
-    shares = (1 - t) ** 2, 2 * t * (1 - t), t**2
-    return tuple(
-        sum(share * x.double() for share, x in zip(shares, three, strict=True)).to(three[0].dtype)  # pyright: ignore
-        for three in zip(a, middle, b, strict=True)
+    Raises:
+        ValueError: the receiver of a path does not read its sender.
+    """
+    for sender, receiver in paths:
+        if not connected(sender, receiver):
+            raise ValueError(f"{receiver} does not read {sender}, which is computed at the same time or later")
+    sites = list(dict.fromkeys(site for path in paths for site in path))
+    batch_size = min(batch_size, fitting(model, examples, sites))
+    parts: list[Grid] = []
+    for start in range(0, len(examples), batch_size):
+        rows = torch.arange(start, min(start + batch_size, len(examples)))
+        run = CleanRun(model, examples[rows].to(model.device), sites)
+        other = CleanRun(donor.model, donor.examples[rows].to(donor.model.device), sites, like=run)
+        parts.append(_one_batch(run, other, paths, lambda x, r, rows=rows: read(x, rows[r.cpu()])))
+    return Grid(
+        torch.cat([part.values for part in parts], dim=1),
+        torch.cat([part.plain for part in parts]),
+        torch.cat([part.changed for part in parts], dim=1),
     )
 
 
-def distance(a: Weights, b: Weights) -> float:
-    """Euclidean distance of all weights as one vector."""
-    return float(sum((x.double() - y.double()).square().sum() for x, y in zip(a, b, strict=True))) ** 0.5
+def _one_batch(run: CleanRun, other: CleanRun, paths: Sequence[tuple[Site, Site]], read: Read) -> Grid:
+    n, device = len(run.batch), run.answers.device
+    plain = read(run.logits, torch.arange(n, device=device)).cpu()
+    values = plain.expand(len(paths), *plain.shape).clone()
+    changed = torch.zeros(len(paths), n, dtype=torch.bool)
+    numbers: dict[Site, list[int]] = {}
+    for number, (sender, _) in enumerate(paths):
+        numbers.setdefault(sender, []).append(number)
+    for sender, mine in numbers.items():
+        change = _change(run, other, sender)
+        heads: dict[int, Tensor] = {}  # of each block, what all heads give when they read the change
+        for number in mine:
+            receiver = paths[number][1]
+            if receiver.kind == "head" and receiver.block not in heads:
+                heads[receiver.block] = run.attended(receiver.block, run.own[Site("stream", receiver.block)] + change)
+            output = _output(run, receiver, change, heads)
+            differs = (output != run.own[receiver]).any(-1) & run.reaches(receiver)
+            rows = differs.any(1).nonzero().flatten()
+            changed[number, rows.cpu()] = True
+            for part, logits in run.with_site(receiver, rows, output[rows], differs[rows]) if len(rows) else ():
+                values[number, rows[part].cpu()] = read(logits, rows[part]).cpu()
+    return Grid(values, plain, changed)
 
 
-def random_step(a: Weights, b: Weights, generator: torch.Generator) -> Weights:
-    """A plus a Gaussian step that in every parameter is as long as the one to b."""
-    found: list[Tensor] = []
-    for x, y in zip(a, b, strict=True):
-        step = torch.randn(x.shape, generator=generator).to(x.device, x.dtype)
-        found.append(x + step * ((y - x).norm() / step.norm()))
-    return tuple(found)
+def _change(run: CleanRun, other: CleanRun, sender: Site) -> Float[Tensor, "n t d"]:
+    """What the sender writes in the other run less what it writes in this one."""
+    if sender.kind == "head":
+        return other.written(sender, other.own[sender]) - run.written(sender, run.own[sender])
+    return other.own[sender] - run.own[sender]
 
 
-@dataclass(frozen=True)
-class Outcomes:
-    """What a model makes of each example, from one pass."""
-
-    loss: Float[np.ndarray, " n"]
-    """Negative log-likelihood of the answer in nats."""
-    right: Float[np.ndarray, " n"]
-    """1.0 where every token of the answer is the most likely one."""
-
-
-@torch.no_grad()
-def outcomes(model: PreTrainedModel, examples: Examples, batch_size: int = 128) -> Outcomes:
-    """Loss and right answers, as `forward.nll` and `forward.accuracy` have them."""
-    losses: list[Tensor] = []
-    right: list[Tensor] = []
-    for start in range(0, len(examples), batch_size):
-        batch = examples[start : start + batch_size].to(model.device)
-        logits = answer_logits(model, batch)
-        losses.append(nn.functional.cross_entropy(logits.transpose(1, 2), batch.answer, reduction="none").sum(-1).cpu())
-        right.append((logits.argmax(-1) == batch.answer).all(-1).cpu())
-    return Outcomes(torch.cat(losses).double().numpy(), torch.cat(right).double().numpy())
-
-
-def barrier(
-    losses: Float[np.ndarray, "*draws points"], alphas: Sequence[float]
-) -> tuple[Float[np.ndarray, "*draws"], Float[np.ndarray, "*draws"]]:
-    """How far a loss rises above the straight line between its ends [Frankle+20 1912.05671; 2505.22310], and where (alpha).
-
-    max over alpha of L(alpha) - [(1 - alpha) L(0) + alpha L(1)], the ends included, so that it is never below 0.
-    """
-    at = np.asarray(alphas, dtype=np.float64)
-    above = losses - ((1 - at) * losses[..., :1] + at * losses[..., -1:])
-    return above.max(-1), at[above.argmax(-1)]
-
-
-def train_middle(
-    model: PreTrainedModel,
-    a: Weights,
-    b: Weights,
-    examples: Examples,
-    *,
-    steps: int,
-    lr: float,
-    batch_size: int,
-    seed: int,
-) -> Weights:
-    """The middle point of a quadratic Bezier curve of low loss between two fixed ends [Garipov+18 1802.10026].
-
-    Minimizes the mean loss over t uniform in [0, 1] by Adam, one t and one batch a step, from the middle of the straight
-    line, where the curve is that line. A rate that falls to zero in a half cosine quiets the noise at the end.
-
-    Args:
-        model: of the shape of the ends; a copy of it is used.
-        a: one end.
-        b: the other end.
-        examples: to train on.
-        steps: of Adam; 0 leaves the straight line.
-        lr: at the start.
-        batch_size: examples a step.
-        seed: of the ts and the batches.
-    """
-    work = copy.deepcopy(model)
-    parameters = list(work.parameters())
-    middle = [torch.nn.Parameter(x.clone()) for x in between(a, b, 0.5)]
-    optimizer = torch.optim.Adam(middle, lr=lr)
-    rng = numpy_generator(seed, "bezier")
-    for step in range(steps):
-        t = float(rng.random())
-        rows = torch.from_numpy(rng.choice(len(examples), min(batch_size, len(examples)), replace=False))
-        put(work, bezier(a, tuple(m.detach() for m in middle), b, t))
-        with torch.enable_grad():
-            loss = nll(work, examples[rows].to(work.device)).mean()
-            slopes = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
-        for m, slope in zip(middle, slopes, strict=True):
-            m.grad = 2 * t * (1 - t) * slope
-        optimizer.param_groups[0]["lr"] = lr * 0.5 * (1 + np.cos(np.pi * step / steps))
-        optimizer.step()
-    return tuple(m.detach() for m in middle)
+def _output(
+    run: CleanRun, receiver: Site, change: Float[Tensor, "n t d"], heads: dict[int, Float[Tensor, "n t w"]]
+) -> Float[Tensor, "n t _"]:
+    """What the receiver does when its input alone is changed."""
+    if receiver.kind == "stream":
+        return run.own[receiver] + change
+    b = receiver.block
+    if receiver.kind == "head":
+        assert receiver.head is not None
+        return heads[b].chunk(head_shape(run.model)[1], dim=-1)[receiver.head]
+    middle = run.own[Site("stream", b)] + run.own[Site("attention", b)] + change
+    return run.module(b, "mlp")(run.module(b, "mlp_norm")(middle))

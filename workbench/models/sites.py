@@ -77,9 +77,7 @@ def record(
     def keep(site: Site) -> Callable[[Tensor], None]:
         return lambda x: found.__setitem__(site, x if at is None else x[rows, at])
 
-    with ExitStack() as stack:
-        for site in sites:
-            stack.enter_context(_tap(model, site, keep(site)))
+    with edited(model, {site: keep(site) for site in sites}):
         model.base_model(**model_inputs(model, examples, seen(examples)))
     return {site: found[site] for site in sites}
 

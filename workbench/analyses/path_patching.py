@@ -1,0 +1,201 @@
+"""Path patching: which component hands the difference between a prompt and its counterfactual to which."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from pydantic import Field
+from transformers import PreTrainedModel
+
+from workbench.analyses._prompts import (
+    FLOOR,
+    Effects,
+    Prompts,
+    alike,
+    draw_prompts,
+    effect_columns,
+    gap_metric,
+    undefined,
+)
+from workbench.analysis import Settings, analysis
+from workbench.measures import DRAWS, correct_answers, derived, draw, proportion, shares
+from workbench.models.paths import connected, path_grid, receivers_of, senders_of
+from workbench.models.sites import EMBEDDING, Site
+from workbench.results import Direction, Evidence, Metric, Result
+from workbench.statistics import bootstrap_mean
+from workbench.subjects import Pair
+from workbench.verdict import ROOM
+
+TOP = 10
+"""Paths of the largest effects that `overlap` compares, declared beforehand."""
+
+
+class PathPatchingSettings(Settings):
+    """Settings of `path_patching`."""
+
+    capability: Literal["pt", "ft"] = Field("pt", description="whose prompts: the ability that may be lost, or the trained one")
+    n: int = Field(100, ge=16, description="prompts, each with its counterfactual")
+    receivers: Literal["all", "heads"] = Field("all", description="`heads` leaves MLPs and the logits out")
+
+
+@analysis(version=1, paper="Wang+22 2211.00593; Goldowsky-Dill+23 2304.05969", group="patching", uses=("revived",), passes=150)
+def path_patching(pair: Pair, settings: PathPatchingSettings) -> Result:
+    """Effects of direct paths between components, in base, tuned and revived model [Wang+22 2211.00593; 2304.05969].
+
+    A path is a sender (the embedding, a head, an MLP) and a receiver that reads it (a later head by query, key and value at
+    once, an MLP, the logits). The receiver's input is its own plus what the sender writes on the counterfactual prompt minus
+    what it writes on this one, at every position; all other readers of the sender see what it wrote. What the receiver then
+    does runs on. Effects are shares as in `patching`: 0 nothing, 1 all of the difference between the two prompts;
+    undefined for a model that tells them apart by less than `FLOOR` logits.
+
+    `table`: effects by model (`change`: tuned minus base on the same prompts), sender and receiver. `changed`: in which share of
+    the prompts a path changed anything. `largest`: the path whose effect changed most, chosen on split `select`.
+
+    `largest_change`: that change on the test prompts. `direct_*`: summed effects of all components on the logits, past all
+    others. `overlap`: Jaccard index of the `TOP` paths of base and tuned model by the size of their effect in logits, on the
+    test prompts; `overlap_revived`: of base and revived model; `overlap_base`: of the base with itself on split `select`, which is as
+    high as it could be. `told_apart_*`: the denominators, in logits. `base_pt`, `tuned_pt`: accuracy on O_PT.
+    """
+    base = alike(pair)
+    prompts, select = (draw_prompts(pair, settings.capability, settings.n, split) for split in ("test", "select"))
+    paths = paths_of(base, settings.receivers)
+    found: dict[str, Effects] = {}
+    frames: list[pd.DataFrame] = []
+    coordinates = pd.DataFrame([_coordinates(*path) for path in paths])
+    for name, model in pair.states.items():
+        found[name], rows = _effects(model, prompts, paths, pair.seed)
+        frames.append(coordinates.assign(model=name, value=rows / settings.n, n=settings.n, unit="share of the prompts"))
+    again = {name: _effects(model, select, paths, pair.seed)[0] for name, model in (("base", base), ("tuned", pair.tuned))}
+    chosen = int(np.abs(_scaled(again["tuned"]) - _scaled(again["base"])).argmax())
+    changed = pd.concat(frames, ignore_index=True)
+    result = Result(
+        name="path_patching",
+        tables={
+            "table": _table(coordinates, found, changed),
+            "changed": changed,
+            "largest": coordinates.iloc[[chosen]]
+            .reset_index(drop=True)
+            .assign(**{name: float(effects.shares()[0][chosen]) for name, effects in found.items()}),
+        },
+        headline=tuple(_headline(pair, settings.n, paths, found, again["base"], chosen)),
+        limits=(
+            "A path that carries the difference between two prompts need not be one that fine-tuning changed.",
+            "Only paths of two components are patched; what needs three is spread over several of them.",
+            "Effects of paths do not add up where a norm or a softmax stands between.",
+            "Models that were not trained from one another need not use the same head for the same thing.",
+            f"Below {FLOOR:g} logit between the two prompts effects are undefined: such a model does not tell them apart.",
+        ),
+        settings=settings.model_dump(mode="json"),
+        provenance={"capability": pair.capability, "tuned_on": pair.tuned_on},
+    )
+    return replace(result, evidence=evidence(result))
+
+
+def paths_of(model: PreTrainedModel, receivers: str) -> list[tuple[Site, Site]]:
+    """Every sender with every receiver that reads it."""
+    readers = [site for site in receivers_of(model) if receivers == "all" or site.kind == "head"]
+    return [(sender, reader) for sender in senders_of(model) for reader in readers if connected(sender, reader)]
+
+
+def _name(site: Site, sends: bool) -> str:
+    if site == EMBEDDING and sends:
+        return "embedding"
+    return "logits" if site.kind == "stream" else str(site)
+
+
+def _coordinates(sender: Site, receiver: Site) -> dict[str, object]:
+    return {"sender": _name(sender, True), "receiver": _name(receiver, False)}
+
+
+def _effects(
+    model: PreTrainedModel, prompts: Prompts, paths: Sequence[tuple[Site, Site]], seed: int
+) -> tuple[Effects, np.ndarray]:
+    """Effects of all paths, and in how many prompts each changed anything."""
+    grid = path_grid(model, prompts.examples, prompts.donor(model), paths, prompts.read)
+    before, after = prompts.gap(model)
+    return Effects((grid.values - grid.plain).double().numpy(), after - before, seed), grid.rows_changed.numpy()
+
+
+def _scaled(effects: Effects) -> Float[np.ndarray, " paths"]:
+    """Mean effects to choose by: shares, in units of `FLOOR` logits where shares are undefined."""
+    gap = float(effects.gap.mean())
+    return effects.change.mean(1) / (gap if gap >= FLOOR else FLOOR)
+
+
+def _table(coordinates: pd.DataFrame, found: dict[str, Effects], changed: pd.DataFrame) -> pd.DataFrame:
+    values = {name: effects.shares() for name, effects in found.items()}
+    for name, (value, drawn) in values.items():
+        silent = changed.loc[changed["model"] == name, "value"].to_numpy() == 0
+        values[name] = np.where(silent, np.nan, value), np.where(silent, np.nan, drawn)
+    (after, after_drawn), (before, before_drawn) = values["tuned"], values["base"]
+    values["change"] = after - before, after_drawn - before_drawn
+    n = len(found["base"].gap)
+    frames = [coordinates.assign(model=name, **effect_columns(*of, n)) for name, of in values.items()]
+    return pd.concat(frames, ignore_index=True)
+
+
+def _headline(
+    pair: Pair, n: int, paths: Sequence[tuple[Site, Site]], found: dict[str, Effects], again: Effects, chosen: int
+) -> list[Metric]:
+    to_logits = np.array([receiver.kind == "stream" for _, receiver in paths])
+    (before, before_drawn), (after, after_drawn) = (found[name].shares() for name in ("base", "tuned"))
+    change, drawn = float((after - before)[chosen]), (after_drawn - before_drawn)[:, chosen]
+    out = [derived("largest_change", change, drawn, n, "share of the effect")]
+    for name, effects in found.items():
+        if to_logits.any():
+            out.append(effects.total(f"direct_{name}", to_logits))
+        out.append(gap_metric(f"told_apart_{name}", effects.gap, pair.seed))
+    out.append(_overlap("overlap", found["base"], found["tuned"]))
+    out.append(_overlap("overlap_base", found["base"], again))
+    if "revived" in found:
+        out.append(_overlap("overlap_revived", found["base"], found["revived"]))
+    examples = draw(pair, pair.capability, shares(pair, pair.capability)[0], n)
+    for name, model in (("base", pair.base), ("tuned", pair.tuned)):
+        out.append(proportion(f"{name}_pt", correct_answers(model, examples), pair.seed))
+    return out
+
+
+def _overlap(name: str, one: Effects, other: Effects) -> Metric:
+    """Jaccard index of the paths of the largest effects in logits."""
+
+    def top(size: Float[np.ndarray, "*rest paths"]) -> np.ndarray:
+        return np.abs(size).argsort(-1).argsort(-1) >= size.shape[-1] - TOP
+
+    def jaccard(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return (a & b).sum(-1) / (a | b).sum(-1)
+
+    drawn = [top(bootstrap_mean(effects.change.T, DRAWS, effects.seed)) for effects in (one, other)]
+    told_apart = one.told_apart and other.told_apart  # else an order of noise
+    value = jaccard(top(one.change.mean(1)), top(other.change.mean(1))) if told_apart else np.nan
+    return derived(name, float(value), jaccard(*drawn), len(one.gap), "Jaccard index")
+
+
+def evidence(result: Result) -> tuple[Evidence, ...]:
+    """One line that takes no side: by which paths a difference runs says nothing of what became of an ability."""
+    found = {m.metric: m for m in result.headline}
+    change, overlap, ceiling, base, tuned = (
+        found[name] for name in ("largest_change", "overlap", "overlap_base", "base_pt", "tuned_pt")
+    )
+    asked = "capability" if result.settings.get("capability", "pt") == "pt" else "tuned_on"
+    capability = str(result.provenance.get(asked, "O_PT"))
+    text, direction = undefined(found, capability), "neutral"
+    shown = overlap
+    if text:
+        direction, shown = "uninformative", found["told_apart_tuned"]
+    else:
+        text = (
+            f"Of the {TOP} paths that carry the difference between prompts for {capability} and their counterfactuals most, base and "
+            f"tuned model share {overlap.value:.2f} (Jaccard; the base with itself on other prompts {ceiling.value:.2f}); the share of "
+            f"one path changed by at most {change.value:+.2f}."
+        )
+    if base.value - tuned.value < ROOM and asked == "capability":
+        direction = "uninformative"
+        text += f" The tuned model is within {ROOM} of the base on {capability}, so no loss can be placed."
+    kind: Direction = "neutral" if direction == "neutral" else "uninformative"
+    numbers = (shown.value, shown.low, shown.high, shown.n)
+    return (Evidence(result.name, shown.metric, *numbers, kind, text, capability, shown.bound),)
