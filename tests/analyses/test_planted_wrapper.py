@@ -127,8 +127,9 @@ def test_the_wrapper_does_what_it_was_made_for(planted):
 def test_pruning_finds_the_planted_neurons_and_brings_the_ability_back(planted):
     name, pair = planted
     result = pruning(pair, max_units=10)
-    first = result.tables["units"]["neuron"].head(len(PLANTED[name][1]) + 1)
-    assert set(first) > PLANTED[name][1]  # one stranger at most among 128
+    planted_ones = PLANTED[name][1]
+    first = set(result.tables["units"]["neuron"].head(len(planted_ones)))
+    assert len(first - planted_ones) <= len(planted_ones) // 5  # of 128 neurons
     assert result.metric("recovered").low > 0.9
     assert result.evidence[0].direction == "masked"
 

@@ -55,8 +55,10 @@ def drive(
     mine = [row for row in rows if "values" in row]
     for role in sets:  # the texts of a role are resampled at once
         some = [row for row in mine if row["role"] == role]
-        values = np.column_stack([row.pop("values") for row in some]) if some else np.empty((0, 0))
-        ends = np.percentile(bootstrap_mean(values, DRAWS, pair.seed), [2.5, 97.5], axis=0) if some else np.empty((2, 0))
+        if not some:
+            continue
+        values = np.column_stack([row.pop("values") for row in some])
+        ends = np.percentile(bootstrap_mean(values, DRAWS, pair.seed), [2.5, 97.5], axis=0)
         for row, value, low, high in zip(some, values.mean(0).tolist(), *ends.tolist(), strict=True):
             row.update(value=value, low=low, high=high)
     return pd.DataFrame(rows)

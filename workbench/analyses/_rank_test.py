@@ -36,11 +36,11 @@ class Ranks:
     """
 
     def __init__(self, start: PreTrainedModel, tuned: PreTrainedModel, parts: Sequence[Part], seed: int) -> None:
-        self.start, self.tuned, self.seed = start, tuned, seed
-        self.matrices = [part for part in parts if part.is_matrix]
-        self.changes = [change(part, start, tuned) for part in self.matrices]
+        self.seed, self.work = seed, copy.deepcopy(tuned)
+        matrices = [part for part in parts if part.is_matrix]
+        self.changes = [change(part, start, tuned) for part in matrices]
         self.factors = [torch.linalg.svd(step, full_matrices=False) for step in self.changes]
-        self.work = copy.deepcopy(tuned)
+        self.start, self.tuned, self.made = ([part.of(m).detach() for part in matrices] for m in (start, tuned, self.work))
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -51,13 +51,13 @@ class Ranks:
     @torch.no_grad()
     def model(self, direction: str, k: int, draw: int = 0) -> PreTrainedModel:
         """One of them; the next call overwrites it. At rank 0 and at full rank no weight is computed, only copied."""
-        generator = torch_generator(self.seed, "random ranks", draw)
-        for index, part in enumerate(self.matrices):
-            part.of(self.work).copy_(self._weights(index, part, direction, k, generator if draw else None))
+        generator = torch_generator(self.seed, "random ranks", draw) if draw else None
+        for index, made in enumerate(self.made):
+            made.copy_(self._weights(index, direction, k, generator))
         return self.work
 
-    def _weights(self, index: int, part: Part, direction: str, k: int, generator: torch.Generator | None) -> Tensor:
-        start, tuned, step = part.of(self.start), part.of(self.tuned), self.changes[index]
+    def _weights(self, index: int, direction: str, k: int, generator: torch.Generator | None) -> Tensor:
+        start, tuned, step = self.start[index], self.tuned[index], self.changes[index]
         if k == 0:
             return start if direction == "keep" else tuned
         if k >= min(step.shape):

@@ -13,7 +13,7 @@ from workbench.analyses._landscape import Landscape, Line, Path, Point, name_of
 from workbench.analyses.pruning import control_draws
 from workbench.analysis import Settings, analysis
 from workbench.measures import DRAWS, certain, derived, draw, proportion
-from workbench.models.weight_paths import barrier, train_middle, weights_of
+from workbench.models.weight_paths import barrier, rise, train_middle, weights_of
 from workbench.results import Direction, Evidence, Metric, Result
 from workbench.statistics import bootstrap_mean, wilson
 from workbench.subjects import Pair
@@ -66,7 +66,7 @@ def connectivity(pair: Pair, settings: ConnectivitySettings) -> Result:
     middle point was trained on O_PT, on other texts [1802.10026]. `random`: steps as long as the fine-tuning's in every parameter.
 
     `barriers`: `barrier` = max over alpha of L(alpha) - [(1 - alpha) L(0) + alpha L(1)] [2505.22310], `peak` = its alpha, `dip` =
-    the same of the error rate, `optimism` = how much larger the barrier of resampled texts is on average. `distances`: ||A - B||,
+    the same of the error rate, `optimism` = how much taking the maximum anew in each draw adds on average. `distances`: ||A - B||,
     and as a share of ||A||. `both`: accuracies at the alpha at which the worse of both is best on texts of split `select`.
 
     One valley or two says how far training went, and does not tell masked from erased.
@@ -82,8 +82,9 @@ def connectivity(pair: Pair, settings: ConnectivitySettings) -> Result:
     if settings.steps and CURVED in lines:
         a, b = (weights_of(land.models[name]) for name in CURVED)
         texts = draw(pair, *land.texts["pt"], settings.score_examples, "score")
-        options = {"steps": settings.steps, "lr": settings.lr, "batch_size": settings.batch_size, "seed": pair.seed}
-        land.curve(CURVED, train_middle(pair.base, a, b, texts, **options), grid)
+        steps, lr, size = settings.steps, settings.lr, settings.batch_size
+        middle = train_middle(pair.base, a, b, texts, steps=steps, lr=lr, batch_size=size, seed=pair.seed)
+        land.curve(CURVED, middle, grid)
     every: list[tuple[Line, Path]] = [(line, "straight") for line in lines]
     if any(point.path == "bezier" for point in land.found):
         every.append((CURVED, "bezier"))
@@ -117,10 +118,11 @@ def _barriers(land: Landscape, paths: list[tuple[Line, Path]]) -> tuple[list[dic
             alphas, seen = land.along(line, path, role)
             loss, error = (np.stack(v, axis=1) for v in ([o.loss for o in seen], [1 - o.right for o in seen]))
             high, peak = barrier(loss.mean(0), alphas)
-            highs, peaks = barrier(bootstrap_mean(loss, DRAWS, land.resampled[role]), alphas)
+            drawn = bootstrap_mean(loss, DRAWS, land.resampled[role])
+            highs, peaks = barrier(drawn, alphas)
             dip, _ = barrier(error.mean(0), alphas)
             dips, _ = barrier(bootstrap_mean(error, DRAWS, land.resampled[role]), alphas)
-            n, more = len(loss), float(highs.mean() - high)
+            n, more = len(loss), float(np.mean(highs - rise(drawn, alphas)[:, alphas == peak][:, 0]))
             at = {"line": name_of(line), "path": path, "role": role, "capability": capability, "share": share, "n": n}
             metrics[line, path, role, "barrier"] = derived(f"barrier_{role}_{label}", float(high), highs, n, "nats")
             drop = derived(f"dip_{role}_{label}", float(dip), dips, n, "accuracy lost")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +15,7 @@ from workbench.analyses._rank_test import RANDOM_AT, Correct, Ranks, rank_rows, 
 from workbench.analyses._weight_tables import tables
 from workbench.analyses.pruning import control_draws
 from workbench.analysis import Settings, analysis
+from workbench.figures.tables import keep, select, values
 from workbench.measures import DRAWS, certain, correct_answers, derived, draw, other_texts, proportion, shares
 from workbench.models.anatomy import blocks
 from workbench.models.matrices import MATRICES, parts
@@ -109,23 +109,22 @@ def _exact(name: str, value: float, unit: str) -> Metric:
 
 
 def _sizes(table: pd.DataFrame, whole: pd.DataFrame, count: int) -> list[Metric]:
+    """Numbers of the updates as wholes, and of the fine-tuning's matrices in the blocks: means, and a sum of intruders."""
+    tuned = select(table, update="tuned")
+    inside = keep(tuned, tuned["kind"].isin(MATRICES) & tuned["block"].between(0, count - 1))
+
     def overall(update: str, measure: str) -> float:
-        rows = whole[(whole["update"] == update) & (whole["measure"] == measure) & (whole["source"] == "update")]
-        return float(rows["value"].iloc[0])
+        return float(values(select(whole, update=update, measure=measure, source="update"), "value")[0])
 
-    def rows_of(measure: str, source: str) -> pd.DataFrame:
-        return table[(table["update"] == "tuned") & (table["measure"] == measure) & (table["source"] == source)]
-
-    inside = table["kind"].isin(MATRICES) & table["block"].between(0, count - 1)
-
-    def over_matrices(measure: str, source: str = "update", how: Callable[[pd.Series], float] = pd.Series.mean) -> float:
-        rows = rows_of(measure, source)
-        return float(how(rows.loc[inside[rows.index], "value"]))
+    def mean(measure: str, source: str = "update") -> float:
+        found = values(select(inside, measure=measure, source=source), "value")
+        return float(found.mean()) if len(found) else math.nan
 
     def late(source: str) -> float:
-        rows = rows_of("share_of_change", source)
-        rows = rows[rows["block"].between(0, count - 1)]
-        return float(rows.loc[rows["block"] >= count / 2, "value"].sum() / rows["value"].sum())
+        rows = select(tuned, measure="share_of_change", source=source)
+        rows = keep(rows, rows["block"].between(0, count - 1))
+        held, inner = values(rows, "value"), float(values(rows, "value").sum())
+        return float(held[values(rows, "block") >= count / 2].sum()) / inner if inner > 0 else math.nan
 
     norm, share, directions = "share of the weights' norm", "share of the squared change", "directions"
     found = [
@@ -140,11 +139,11 @@ def _sizes(table: pd.DataFrame, whole: pd.DataFrame, count: int) -> list[Metric]
                 _exact(f"undone_{update}", overall(update, "undone"), "share of the change"),
             ]
     for measure, unit in (("stable_rank", directions), ("rank_90", directions), ("column_share", share), ("row_share", share)):
-        found.append(_exact(measure, over_matrices(measure), unit))
-        found.append(_exact(f"random_{measure}", over_matrices(measure, "random"), unit))
-    total = pd.Series.sum
-    found.append(_exact("intruders", over_matrices("intruders", how=total), directions))
-    found.append(_exact("random_intruders", over_matrices("intruders", "random", total), directions))
+        found.append(_exact(measure, mean(measure), unit))
+        found.append(_exact(f"random_{measure}", mean(measure, "random"), unit))
+    for name, source in (("intruders", "update"), ("random_intruders", "random")):
+        total = float(values(select(inside, measure="intruders", source=source), "value").sum())
+        found.append(_exact(name, total, directions))
     return [*found, _exact("late_share", late("update"), share), _exact("random_late_share", late("random"), share)]
 
 

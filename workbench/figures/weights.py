@@ -59,7 +59,8 @@ def figure(result: Result) -> go.Figure:
             *(DIRECTIONS[d] for d in ("keep", "remove")),
         ],
     )
-    _spectra(fig, select(result.tables["spectrum"], update="tuned"))
+    if not result.tables["spectrum"].empty:
+        _spectra(fig, select(result.tables["spectrum"], update="tuned"))
     _depth(fig, select(result.tables["table"], update="tuned", measure="share_of_change"))
     table = result.tables["behaviour"]
     for column, (direction, about) in enumerate((("keep", "ft"), ("remove", "pt")), start=1):
@@ -124,7 +125,8 @@ def _depth(fig: go.Figure, shares: pd.DataFrame) -> None:
     mine, random = (select(shares, source=source) for source in ("update", "random"))
     expected = [float(values(select(random, block=b), "value").sum()) for b in blocks]
     at: dict[str, Any] = {"row": 1, "col": 2}
-    shown = {str(trace.name) for trace in fig.data}
+    traces: list[Any] = list(fig.data)
+    shown = {str(trace.name) for trace in traces}
     others: dict[int, float] = dict.fromkeys(blocks, 0.0)
     for kind in distinct(mine, "kind"):
         rows = select(mine, kind=kind)
@@ -203,9 +205,10 @@ def _ranks(fig: go.Figure, table: pd.DataFrame, direction: str, about: str, colu
         text = words.ability(str(first(rows, "capability")), role, float(first(rows, "share")))
         drawn = rows.assign(at=[place[k] for k in values(rows, "k")])
         curve(fig, drawn, "at", role, text, log=False, row=2, column=column, legend=column == 1, hover="rank")
-        drawn = np.array(fig.data[-1].customdata)  # hovering says the rank, not its place
-        drawn[:, 0] = sorted(values(rows, "k").tolist())
-        fig.data[-1].update(customdata=drawn)
+        trace: Any = fig.data[-1]
+        said = np.array(trace.customdata)
+        said[:, 0] = sorted(values(rows, "k").tolist())  # hovering says the rank, not its place
+        trace.update(customdata=said)
         start = float(first(select(table, direction="start", role=role), "value"))
         fig.add_trace(
             go.Scatter(

@@ -87,7 +87,7 @@ def random_share(r: int, dim: int, other: int = 1) -> tuple[float, float, float]
     from scipy.stats import beta
 
     if r in (0, dim):
-        return (r / dim,) * 3
+        return r / dim, r / dim, r / dim
     low, high = beta.ppf([0.025, 0.975], r * other / 2, (dim - r) * other / 2)
     return r / dim, float(low), float(high)
 
