@@ -31,6 +31,11 @@ def derived(name: str, value: float, draws: np.ndarray, n: int, unit: str = "") 
     return Metric(name, value, float(low), float(high), n, unit, draws=tuple(np.round(draws, 6).tolist()))
 
 
+def mean_metric(name: str, values: np.ndarray, seed: int, unit: str) -> Metric:
+    """The mean of a number that each example has."""
+    return derived(name, float(values.mean()), bootstrap_mean(values, DRAWS, seed), len(values), unit)
+
+
 def proportion(name: str, correct: np.ndarray, seed: int, unit: str = "accuracy") -> Metric:
     """The share of ones, such as right answers, with its Wilson interval."""
     row = proportion_row(correct)

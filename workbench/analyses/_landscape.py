@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from workbench.analyses._ends import trained_share
 from workbench.examples import Examples
 from workbench.measures import DRAWS, draw, other_texts, proportion_row, shares
-from workbench.models.matrices import check_alike
+from workbench.models.matrices import alike, check_alike
 from workbench.models.weight_paths import Outcomes, Weights, between, bezier, distance, outcomes, put, random_step, weights_of
 from workbench.seeds import torch_generator
 from workbench.statistics import bootstrap_mean
@@ -59,7 +59,7 @@ class Landscape:
         if pair.start_path is not None:
             self.models["start"] = pair.start
         check_alike(list(self.models.values()), what)
-        if pair.never_had_it is not None and _alike(pair.base, pair.never_had_it):
+        if pair.never_had_it is not None and alike((pair.base, pair.never_had_it)):
             self.models["never_had_it"] = pair.never_had_it
         self.texts = {"pt": (pair.capability, shares(pair, pair.capability)[0]), "ft": (pair.tuned_on, trained_share(pair))}
         self.sets = {role: draw(pair, *texts, n) for role, texts in self.texts.items()}
@@ -161,7 +161,3 @@ class Landscape:
                 same = {"value": value, "low": value, "high": value, "n": 0, "unit": unit}
                 rows.append({"line": name_of(line), "measure": measure, **same})
         return pd.DataFrame(rows)
-
-
-def _alike(a: PreTrainedModel, b: PreTrainedModel) -> bool:
-    return [(name, p.shape) for name, p in a.named_parameters()] == [(name, p.shape) for name, p in b.named_parameters()]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from workbench.analyses._places import Place, find_places
+from workbench.analyses._places import Place, even, find_places
 from workbench.examples import Examples
 from workbench.measures import DRAWS, derived
 from workbench.protocols import Task
@@ -18,19 +16,13 @@ from workbench.statistics import bootstrap_mean
 
 def places_of(task: Task, examples: Examples, most: int) -> tuple[list[Place], Int[Tensor, "n k"]]:
     """`find_places`, without the roles that stand at more positions of one example than of another."""
-    even = {role: mask for role, mask in examples.roles.items() if len(mask.sum(1).unique()) == 1}
-    return find_places(task, replace(examples, roles=even), most)
+    return find_places(task, even(examples), most)
 
 
 def means(values: Float[np.ndarray, "n cells"], seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Means over examples with the ends of their 95 % bootstrap intervals, `[cells]` each; all cells see the same draws."""
     low, high = np.percentile(bootstrap_mean(values, DRAWS, seed), [2.5, 97.5], axis=0)
     return values.mean(0), low, high
-
-
-def mean_metric(name: str, values: Float[np.ndarray, " n"], seed: int, unit: str) -> Metric:
-    """The mean of a number that each example has."""
-    return derived(name, float(values.mean()), bootstrap_mean(values, DRAWS, seed), len(values), unit)
 
 
 def ratio_metric(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Int
@@ -61,6 +61,12 @@ def find_places(task: Task, examples: Examples, most: int, length: int | None = 
             columns.append((Place(name, "prompt"), torch.full((len(examples),), i)))
     columns.sort(key=lambda column: int(column[1][0]))
     return [place for place, _ in columns], torch.stack([at for _, at in columns], dim=1)
+
+
+def even(examples: Examples) -> Examples:
+    """Without the roles that cover more positions of one example than of another: such places have no common name."""
+    roles = {name: mask for name, mask in examples.roles.items() if len(mask.sum(1).unique()) == 1}
+    return replace(examples, roles=roles)
 
 
 def _rows(role: str, mask: Bool[Tensor, "n t"]) -> Int[Tensor, "n k"]:

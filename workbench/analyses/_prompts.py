@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -13,16 +13,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from workbench.analyses._places import Place, find_places
+from workbench.analyses._places import Place, even, find_places
 from workbench.errors import UserError
 from workbench.examples import Examples
 from workbench.measures import DRAWS, derived, draw, shares
 from workbench.models.anatomy import anatomy, head_shape
 from workbench.models.forward import answer_logits, evaluate
 from workbench.models.patching import Donor
-from workbench.results import Metric
+from workbench.results import Direction, Evidence, Metric, Result
 from workbench.statistics import bootstrap_mean
 from workbench.subjects import Pair
+from workbench.verdict import ROOM
 
 FLOOR = 1.0
 """Logits by which the two prompts must at least differ (lower end of the interval) for a share of that to mean anything."""
@@ -95,12 +96,12 @@ def alike(pair: Pair) -> PreTrainedModel:
 
 def places_of(pair: Pair, examples: Examples, most: int) -> tuple[list[Place], Int[Tensor, "n k"]]:
     """Places that all prompts have; of a model that attends in both directions also those behind the answer's position."""
-    roles = {name: mask for name, mask in examples.roles.items() if len(mask.sum(1).unique()) == 1}
+    laid = even(examples)
     request = torch.arange(examples.tokens.shape[1]) == examples.answer_position.cpu()[:, None]
-    if "text" in roles:
-        roles["text"] = roles["text"].cpu() & ~request
+    if "text" in laid.roles:
+        laid = replace(laid, roles={**laid.roles, "text": laid.roles["text"].cpu() & ~request})
     length = None if anatomy(pair.base).causal else examples.tokens.shape[1]
-    return find_places(pair.task, replace(examples, roles=roles), most, length)
+    return find_places(pair.task, laid, most, length)
 
 
 @dataclass(frozen=True)
@@ -138,11 +139,6 @@ def effect_columns(value: np.ndarray, drawn: np.ndarray, n: int) -> dict[str, An
     return {"value": value, "low": low, "high": high, "n": n, "unit": "share of the effect"}
 
 
-def gap_metric(name: str, gap: np.ndarray, seed: int) -> Metric:
-    """By how many logits a model tells the two prompts apart."""
-    return derived(name, float(gap.mean()), bootstrap_mean(gap, DRAWS, seed), len(gap), "logits")
-
-
 def undefined(found: Mapping[str, Metric], capability: str) -> str:
     """Why effects are undefined in base or tuned model, as a sentence; empty where they are not."""
     said = {"told_apart_base": "base", "told_apart_tuned": "tuned model"}
@@ -157,3 +153,27 @@ def undefined(found: Mapping[str, Metric], capability: str) -> str:
         f"Prompts for {capability} and their counterfactuals differ by less than {FLOOR:g} logit in {where}, so that effects are "
         "undefined there."
     )
+
+
+def placed(result: Result, shown: str, told: Callable[[Mapping[str, Metric], str], str]) -> tuple[Evidence, ...]:
+    """The line of a patching: where a difference is carried takes no side. Uninformative where effects or a loss are missing.
+
+    Args:
+        result: with `told_apart_*`, `largest_change`, `base_pt` and `tuned_pt` in its headline.
+        shown: the number of the line.
+        told: its sentence, given the headline by name and the capability.
+    """
+    found = {m.metric: m for m in result.headline}
+    pt = result.settings.get("capability", "pt") == "pt"
+    capability = str(result.provenance.get("capability" if pt else "tuned_on", "O_PT"))
+    text, number, direction = undefined(found, capability), found[shown], "neutral"
+    if text:
+        number, direction = found["told_apart_tuned"], "uninformative"
+    else:
+        text = told(found, capability)
+    if pt and found["base_pt"].value - found["tuned_pt"].value < ROOM:
+        direction = "uninformative"
+        text += f" The tuned model is within {ROOM} of the base on {capability}, so no loss can be placed."
+    kind: Direction = "neutral" if direction == "neutral" else "uninformative"
+    numbers = (number.value, number.low, number.high, number.n)
+    return (Evidence(result.name, number.metric, *numbers, kind, text, capability, number.bound),)

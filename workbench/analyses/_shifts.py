@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from workbench.measures import DRAWS, derived
 from workbench.results import Metric
-from workbench.statistics import bootstrap_mean, resampling
+from workbench.statistics import resampling
 
 NORM, CONSTANT = "relative norm", "constant share"
 ROUNDING = 1e-5
@@ -59,8 +59,3 @@ def separation(own: Float[np.ndarray, "n d"], other: Float[np.ndarray, "n d"]) -
         return np.where(apart, (b - a) / np.where(apart, largest, 1), 0.0)
 
     return (relative(x, without(x), without(y)) + relative(y, without(y), without(x))) / 2
-
-
-def mean_metric(name: str, values: Float[np.ndarray, " n"], seed: int, unit: str) -> Metric:
-    """A mean over texts with its interval."""
-    return derived(name, float(values.mean()), bootstrap_mean(values, DRAWS, seed), len(values), unit)

@@ -13,11 +13,11 @@ from jaxtyping import Float
 from pydantic import Field
 from transformers import PreTrainedModel
 
-from workbench.analyses._lenses import mean_metric, means
+from workbench.analyses._lenses import means
 from workbench.analysis import Settings, analysis
 from workbench.errors import UserError
 from workbench.examples import Examples
-from workbench.measures import draw, shares
+from workbench.measures import draw, mean_metric, shares
 from workbench.models.anatomy import head_shape
 from workbench.models.inside import attention_patterns
 from workbench.results import Evidence, Metric, Result

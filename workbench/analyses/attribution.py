@@ -18,10 +18,10 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from workbench.analyses._lenses import mean_metric, means, ratio_metric
+from workbench.analyses._lenses import means, ratio_metric
 from workbench.analysis import Settings, analysis
 from workbench.examples import Examples
-from workbench.measures import DRAWS, certain, correct_answers, derived, draw, paired_change, proportion, shares
+from workbench.measures import DRAWS, certain, correct_answers, derived, draw, mean_metric, paired_change, proportion, shares
 from workbench.models.forward import answer_logits, evaluate
 from workbench.models.readout import Attribution, Part, attribute
 from workbench.results import Direction, Evidence, Metric, Result

@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from workbench.analyses._lenses import mean_metric, means, places_of, ratio_metric
+from workbench.analyses._lenses import means, places_of, ratio_metric
 from workbench.analyses._places import Place
 from workbench.analysis import Settings, analysis
 from workbench.examples import Examples
@@ -29,6 +29,7 @@ from workbench.measures import (
     derived,
     draw,
     floors,
+    mean_metric,
     other_texts,
     paired_change,
     proportion,

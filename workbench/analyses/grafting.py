@@ -19,7 +19,6 @@ from transformers import PreTrainedModel
 
 from workbench.analyses.pruning import control_draws
 from workbench.analysis import Settings, analysis
-from workbench.errors import UserError
 from workbench.examples import Examples
 from workbench.measures import (
     DRAWS,
@@ -34,6 +33,7 @@ from workbench.measures import (
     shares,
 )
 from workbench.models.forward import nll
+from workbench.models.matrices import check_alike
 from workbench.results import Direction, Evidence, Metric, Result
 from workbench.seeds import torch_generator
 from workbench.statistics import bootstrap_mean
@@ -79,7 +79,8 @@ def grafting(pair: Pair, settings: GraftingSettings) -> Result:
     """
     n = settings.n or pair.n
     few = min(n, settings.control_examples)
-    ends = torch.stack([parameters_to_vector(m.parameters()).detach() for m in _alike(pair)])  # [start, tuned]
+    check_alike((pair.start, pair.tuned), f"pair {pair.name!r}")
+    ends = torch.stack([parameters_to_vector(m.parameters()).detach() for m in (pair.start, pair.tuned)])
     change = ends[1] - ends[0]
     changed = change.nonzero().flatten()
     pt, ft = (pair.capability, shares(pair, pair.capability)[0]), (pair.tuned_on, shares(pair, pair.tuned_on)[-1])
@@ -122,13 +123,6 @@ def grafting(pair: Pair, settings: GraftingSettings) -> Result:
         provenance={"capability": pair.capability, "tuned_on": pair.tuned_on},
     )
     return replace(result, evidence=evidence(result))
-
-
-def _alike(pair: Pair) -> tuple[PreTrainedModel, PreTrainedModel]:
-    shapes = [[(name, p.shape) for name, p in m.named_parameters()] for m in (pair.start, pair.tuned)]
-    if shapes[0] != shapes[1]:
-        raise UserError(f"the models of pair {pair.name!r} differ in shape, so no weight of one is a weight of the other.")
-    return pair.start, pair.tuned
 
 
 def slope(model: PreTrainedModel, examples: Examples, batch_size: int = 128) -> Float[Tensor, " weights"]:

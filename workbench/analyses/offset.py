@@ -15,12 +15,12 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from workbench.analyses._places import REQUEST, Place, find_places
-from workbench.analyses._shifts import mean_metric, separation, shift
+from workbench.analyses._places import REQUEST, Place, even, find_places
+from workbench.analyses._shifts import separation, shift
 from workbench.analysis import Settings, analysis
 from workbench.errors import UserError
 from workbench.examples import Examples
-from workbench.measures import DRAWS, certain, derived, draw, role_of, shares
+from workbench.measures import DRAWS, certain, derived, draw, mean_metric, role_of, shares
 from workbench.models.anatomy import anatomy, blocks, matrix
 from workbench.models.forward import answer_logits
 from workbench.models.sites import EMBEDDING, Replacement, record, replaced
@@ -135,7 +135,7 @@ def _measured(
     pair: Pair, models: Mapping[str, PreTrainedModel], asked: Mapping[str, Examples], most: int
 ) -> Iterator[tuple[tuple[str, str, int, int, Place], Metric]]:
     """`(model, measure, residual point, index of the place, place)` with its number; the streams of one model at a time."""
-    laid = {role: find_places(pair.task, _laid_out(examples), most) for role, examples in asked.items()}
+    laid = {role: find_places(pair.task, even(examples), most) for role, examples in asked.items()}
     places, at = laid["pt"]
     # Prompts for both abilities have the same layout, or else only the position that predicts the answer in common.
     alike = "ft" in laid and len(laid["ft"][0]) == len(places)
@@ -155,12 +155,6 @@ def _measured(
             if there is not None and (alike or i == request):
                 apart = separation(mine, there[point, :, i if alike else 0])
                 yield (name, "separation", point, i, places[i]), mean_metric("separation", apart, pair.seed, "silhouette")
-
-
-def _laid_out(examples: Examples) -> Examples:
-    """Without the roles that cover more positions in one example than in another: such places have no common name."""
-    even = {name: mask for name, mask in examples.roles.items() if len(mask.sum(1).unique()) == 1}
-    return replace(examples, roles=even)
 
 
 def _request(examples: Examples) -> Int[Tensor, "n 1"]:

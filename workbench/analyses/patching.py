@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -20,20 +20,18 @@ from workbench.analyses._prompts import (
     alike,
     draw_prompts,
     effect_columns,
-    gap_metric,
+    placed,
     places_of,
-    undefined,
 )
 from workbench.analysis import Settings, analysis
-from workbench.measures import DRAWS, correct_answers, derived, draw, proportion, shares
+from workbench.measures import DRAWS, correct_answers, derived, draw, mean_metric, proportion, shares
 from workbench.models.anatomy import head_shape
 from workbench.models.attribution import attribution_grid
 from workbench.models.patching import Cell, patch_grid
 from workbench.models.sites import Site
-from workbench.results import Direction, Evidence, Metric, Result
+from workbench.results import Evidence, Metric, Result
 from workbench.statistics import bootstrap_mean
 from workbench.subjects import Pair
-from workbench.verdict import ROOM
 
 EVERYWHERE = "everywhere"
 """The place of a patch of the whole prompt."""
@@ -218,7 +216,7 @@ def _headline(
     for name, effects in exact.items():
         out += [effects.total(f"{kind}s_{name}", at_request & (kinds == kind)) for kind in ("head", "mlp")]
         out.append(_rank(f"rank_{name}", found[name], pair.seed))
-        out.append(gap_metric(f"told_apart_{name}", gaps[name][1] - gaps[name][0], pair.seed))
+        out.append(mean_metric(f"told_apart_{name}", gaps[name][1] - gaps[name][0], pair.seed, "logits"))
     examples = draw(pair, pair.capability, shares(pair, pair.capability)[0], settings.n)
     for name, model in (("base", pair.base), ("tuned", pair.tuned)):
         out.append(proportion(f"{name}_pt", correct_answers(model, examples), pair.seed))
@@ -243,23 +241,13 @@ def _rank(name: str, found: _Found, seed: int) -> Metric:
 
 def evidence(result: Result) -> tuple[Evidence, ...]:
     """One line that takes no side: where the difference is carried says nothing of what became of an ability."""
-    found = {m.metric: m for m in result.headline}
-    change, base, tuned = found["largest_change"], found["base_pt"], found["tuned_pt"]
-    asked = "capability" if result.settings.get("capability", "pt") == "pt" else "tuned_on"
-    capability = str(result.provenance.get(asked, "O_PT"))
-    text, direction = undefined(found, capability), "neutral"
-    shown = change
-    if text:
-        direction, shown = "uninformative", found["told_apart_tuned"]
-    else:
-        text = (
-            f"One component's share of the difference between prompts for {capability} and their counterfactuals changed by at "
-            f"most {change.value:+.2f}; at the position that answers all heads carried {found['heads_base'].value:.2f} before and "
-            f"{found['heads_tuned'].value:.2f} after, all MLPs {found['mlps_base'].value:.2f} and {found['mlps_tuned'].value:.2f}."
-        )
-    if base.value - tuned.value < ROOM and asked == "capability":
-        direction = "uninformative"
-        text += f" The tuned model is within {ROOM} of the base on {capability}, so no loss can be placed."
-    kind: Direction = "neutral" if direction == "neutral" else "uninformative"
-    numbers = (shown.value, shown.low, shown.high, shown.n)
-    return (Evidence(result.name, shown.metric, *numbers, kind, text, capability, shown.bound),)
+    return placed(result, "largest_change", _told)
+
+
+def _told(found: Mapping[str, Metric], capability: str) -> str:
+    return (
+        f"One component's share of the difference between prompts for {capability} and their counterfactuals changed by at "
+        f"most {found['largest_change'].value:+.2f}; at the position that answers all heads carried "
+        f"{found['heads_base'].value:.2f} before and {found['heads_tuned'].value:.2f} after, all MLPs "
+        f"{found['mlps_base'].value:.2f} and {found['mlps_tuned'].value:.2f}."
+    )

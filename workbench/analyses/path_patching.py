@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -19,17 +19,15 @@ from workbench.analyses._prompts import (
     alike,
     draw_prompts,
     effect_columns,
-    gap_metric,
-    undefined,
+    placed,
 )
 from workbench.analysis import Settings, analysis
-from workbench.measures import DRAWS, correct_answers, derived, draw, proportion, shares
+from workbench.measures import DRAWS, correct_answers, derived, draw, mean_metric, proportion, shares
 from workbench.models.paths import connected, path_grid, receivers_of, senders_of
 from workbench.models.sites import EMBEDDING, Site
-from workbench.results import Direction, Evidence, Metric, Result
+from workbench.results import Evidence, Metric, Result
 from workbench.statistics import bootstrap_mean
 from workbench.subjects import Pair
-from workbench.verdict import ROOM
 
 TOP = 10
 """Paths of the largest effects that `overlap` compares, declared beforehand."""
@@ -149,7 +147,7 @@ def _headline(
     for name, effects in found.items():
         if to_logits.any():
             out.append(effects.total(f"direct_{name}", to_logits))
-        out.append(gap_metric(f"told_apart_{name}", effects.gap, pair.seed))
+        out.append(mean_metric(f"told_apart_{name}", effects.gap, pair.seed, "logits"))
     out.append(_overlap("overlap", found["base"], found["tuned"]))
     out.append(_overlap("overlap_base", found["base"], again))
     if "revived" in found:
@@ -177,25 +175,12 @@ def _overlap(name: str, one: Effects, other: Effects) -> Metric:
 
 def evidence(result: Result) -> tuple[Evidence, ...]:
     """One line that takes no side: by which paths a difference runs says nothing of what became of an ability."""
-    found = {m.metric: m for m in result.headline}
-    change, overlap, ceiling, base, tuned = (
-        found[name] for name in ("largest_change", "overlap", "overlap_base", "base_pt", "tuned_pt")
+    return placed(result, "overlap", _told)
+
+
+def _told(found: Mapping[str, Metric], capability: str) -> str:
+    return (
+        f"Of the {TOP} paths that carry the difference between prompts for {capability} and their counterfactuals most, base and "
+        f"tuned model share {found['overlap'].value:.2f} (Jaccard; the base with itself on other prompts "
+        f"{found['overlap_base'].value:.2f}); the share of one path changed by at most {found['largest_change'].value:+.2f}."
     )
-    asked = "capability" if result.settings.get("capability", "pt") == "pt" else "tuned_on"
-    capability = str(result.provenance.get(asked, "O_PT"))
-    text, direction = undefined(found, capability), "neutral"
-    shown = overlap
-    if text:
-        direction, shown = "uninformative", found["told_apart_tuned"]
-    else:
-        text = (
-            f"Of the {TOP} paths that carry the difference between prompts for {capability} and their counterfactuals most, base and "
-            f"tuned model share {overlap.value:.2f} (Jaccard; the base with itself on other prompts {ceiling.value:.2f}); the share of "
-            f"one path changed by at most {change.value:+.2f}."
-        )
-    if base.value - tuned.value < ROOM and asked == "capability":
-        direction = "uninformative"
-        text += f" The tuned model is within {ROOM} of the base on {capability}, so no loss can be placed."
-    kind: Direction = "neutral" if direction == "neutral" else "uninformative"
-    numbers = (shown.value, shown.low, shown.high, shown.n)
-    return (Evidence(result.name, shown.metric, *numbers, kind, text, capability, shown.bound),)

@@ -114,14 +114,19 @@ def _attention(model: PreTrainedModel, block: int, name: str, module: str, index
     return [Part(kind, block, name, module, (ends[i], ends[i + 1])) for i, kind in enumerate(kinds)]
 
 
+def alike(models: Sequence[PreTrainedModel]) -> bool:
+    """Whether the weights of these models correspond one to one, by name and shape."""
+    first, *others = [[(name, p.shape) for name, p in m.named_parameters()] for m in models]
+    return all(other == first for other in others)
+
+
 def check_alike(models: Sequence[PreTrainedModel], what: str) -> None:
     """Refuse models whose weights do not correspond one to one.
 
     Raises:
         UserError: names or shapes of parameters differ.
     """
-    first, *others = [[(name, p.shape) for name, p in m.named_parameters()] for m in models]
-    if any(other != first for other in others):
+    if not alike(models):
         raise UserError(f"the models of {what} differ in shape, so no weight of one is a weight of the other.")
 
 
