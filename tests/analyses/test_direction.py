@@ -79,6 +79,9 @@ def test_subtracting_it_gives_the_base_and_adding_it_the_tuned_model(result, cov
         result.table, model="tuned", intervention="subtract", point=0
     )  # no change is there, so none of its size is made
     assert (nothing["value"] == tuned).all()
+    trained = covered.examples("look_b", share=1.0, n=60)
+    assert result.metric("tuned_ft_correlated").value == correct_answers(covered.tuned, trained).mean()
+    assert result.metric("base_ft_correlated").value == correct_answers(covered.base, trained).mean()
     assert result.metric("added_ft_correlated").value == result.metric("tuned_ft_correlated").value
     assert result.metric("subtracted_ft_correlated").value == result.metric("base_ft_correlated").value
 
@@ -121,9 +124,12 @@ def test_every_answer_against_a_pass_by_hand(result, covered):
         assert one(mine, intervention="subtract", scale=scale) == pytest.approx(expected, abs=0.01)
     kept = accuracy(x + ((base.mean(0) - x) @ u)[:, None] * u)
     assert one(mine, intervention="recentre") == pytest.approx(kept, abs=0.01)
-    for index, v in enumerate(random_units(3, 10, 32), start=1):
-        value = one(rows(result.table, model="tuned", intervention="subtract", source="random", draw=index), point=LAST)
-        assert value == pytest.approx(accuracy(x - r.norm() * torch.from_numpy(v)), abs=0.01)
+    start = answer_streams(covered.base, test)[LAST]  # the base has more to lose to random vectors than the tuned model
+    pushed = [accuracy(start + r.norm() * torch.from_numpy(v)) for v in random_units(3, 10, 32)]
+    assert len(set(pushed)) > 3
+    for index, expected in enumerate(pushed, start=1):
+        value = one(rows(result.table, intervention="add", source="random", draw=index), point=LAST)
+        assert value == pytest.approx(expected, abs=0.01)
 
 
 def test_ablations_take_the_direction_out_everywhere(result, covered):
@@ -164,6 +170,13 @@ def test_without_a_loss_nothing_can_be_shown(make_pair):
     assert line.direction == "uninformative"
     assert math.isnan(found.metric("explained_subtract").value)
     assert not rows(found.table, model="never_had_it").shape[0]
+
+
+def test_one_ability_alone_without_a_correlation(make_pair):
+    found = direction(make_pair(tuned_on="look_a", correlation=None), n=16, score_examples=32, control_examples=16)
+    assert found.metric("recovered").value == 1
+    assert not any(m.metric.endswith("_ft_correlated") or m.metric == "gained_ft" for m in found.headline)
+    assert set(found.tables["damage"]["capability"]) == {"last"}
 
 
 def permuted(model, order):
