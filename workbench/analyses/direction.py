@@ -128,15 +128,16 @@ def direction(pair: Pair, settings: DirectionSettings) -> Result:
     damage = _damage(pair, bench, chosen, few)
     compared = compare(pair, learn, base, tuned, foreign)
     subtracted = chosen["tuned", "subtract"]
+    tables = {
+        "table": rows,
+        "chosen": [{**t._asdict(), **proportion_row(right[t])} for t in chosen.values()],
+        "transfer": _transfer(right, subtracted),
+        "damage": [row for of_set, _ in damage.values() for row in of_set],
+        "directions": rows_of(compared, len(learn)),
+    }
     result = Result(
         name="direction",
-        tables={
-            "table": pd.DataFrame(rows),
-            "chosen": pd.DataFrame([{**t._asdict(), **proportion_row(right[t])} for t in chosen.values()]),
-            "transfer": _transfer(right, subtracted),
-            "damage": pd.DataFrame([row for rows, _ in damage.values() for row in rows]),
-            "directions": pd.DataFrame(rows_of(compared, len(learn))),
-        },
+        tables={name: pd.DataFrame(found) for name, found in tables.items() if found},
         headline=(
             *_explained(pair, right, chosen, whole, test),
             *_side_effects(pair, {key: values for key, (_, values) in damage.items()}),
@@ -191,10 +192,10 @@ def _controls(plain: Sequence[Trial], vectors: Vectors) -> list[Trial]:
     return found
 
 
-def _transfer(right: Mapping[Trial, np.ndarray], subtracted: Trial) -> pd.DataFrame:
+def _transfer(right: Mapping[Trial, np.ndarray], subtracted: Trial) -> list[dict[str, Any]]:
     """What the subtraction of each source's direction does to the tuned model at the chosen point."""
     mine = [t for t in right if t._replace(source=OWN, draw=0, scale=subtracted.scale) == subtracted]
-    return pd.DataFrame([{"source": t.source, "draw": t.draw, "scale": t.scale, **proportion_row(right[t])} for t in mine])
+    return [{"source": t.source, "draw": t.draw, "scale": t.scale, **proportion_row(right[t])} for t in mine]
 
 
 def _damage(
@@ -306,7 +307,8 @@ def evidence(result: Result) -> tuple[Evidence, ...]:
             "loss for a vector to explain."
         )
     elif back.low < RECOVERED or beyond.low <= 0:
-        text = f"{told}: no clear recovery, which does not show that the ability is gone."
+        share = f"{back.value:.0%} [{back.low:.0%}, {back.high:.0%}] of the loss above chance"
+        text = f"{told}: {share}, no clear recovery, which does not show that the ability is gone."
     elif never is not None and never.high >= RECOVERED:
         kind = "uninformative"
         text = f"{told}, but a model that never had the ability gets {never.value:.0%} of it in this way too: the control leaves no room."
