@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -17,8 +18,10 @@ from workbench.statistics import bootstrap_mean
 
 
 def places_of(task: Task, examples: Examples, most: int) -> tuple[list[Place], Int[Tensor, "n k"]]:
-    """`find_places`, without the roles that stand at more positions of one example than of another."""
-    even = {role: mask for role, mask in examples.roles.items() if len(mask.sum(1).unique()) == 1}
+    """`find_places`, without roles that cover more positions of one example than of another; no text where it is answered."""
+    answers = torch.arange(examples.tokens.shape[1], device=examples.tokens.device) == examples.answer_position[:, None]
+    masks = {role: mask & ~answers if role == "text" else mask for role, mask in examples.roles.items()}
+    even = {role: mask for role, mask in masks.items() if len(mask.sum(1).unique()) == 1}
     return find_places(task, replace(examples, roles=even), most)
 
 
