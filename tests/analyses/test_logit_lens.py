@@ -71,20 +71,23 @@ def test_the_last_point_is_the_models_own_answer(result, masked):
 
 
 def test_every_place_and_point_one_example_at_a_time(masked):
-    """Against the hidden states that transformers hands out, through norm and head by hand."""
-    examples = masked.examples("look_a", n=5)
+    """Against the hidden states that transformers hands out, through norm and head by hand; most tokens are no candidates."""
+    examples = masked.examples("look_a", n=12)
     _, at = find_places(masked.task, examples, 4)
-    found = read_answers(masked.tuned, examples, at, {"x": Target(examples.answer[:, 0], examples.candidates)})["x"]
-    model = copy.deepcopy(masked.tuned)
-    for i in range(5):
-        with torch.no_grad():
-            states = model(input_ids=examples.tokens[i : i + 1], output_hidden_states=True).hidden_states
-            for b in (0, 1):
-                logits = model.lm_head(model.transformer.ln_f(states[b][0])).log_softmax(-1)
-                for k, position in enumerate(at[i].tolist()):
-                    answer = examples.answer[i, 0]
-                    assert found.nats[b, k, i] == pytest.approx(logits[position, answer].item(), abs=1e-4)
-                    assert found.right[b, k, i] == (logits[position, :5].argmax() == answer)
+    beyond = 0
+    for original in (masked.tuned, masked.untrained):
+        found = read_answers(original, examples, at, {"x": Target(examples.answer[:, 0], torch.arange(3))})["x"]
+        model = copy.deepcopy(original)
+        for i in range(12):
+            answer = examples.answer[i, 0]
+            with torch.no_grad():
+                states = model(input_ids=examples.tokens[i : i + 1], output_hidden_states=True).hidden_states
+                for b in (0, 1):
+                    logits = model.lm_head(model.transformer.ln_f(states[b][0, at[i]])).log_softmax(-1)
+                    assert np.allclose(found.nats[b, :, i], logits[:, answer], atol=1e-4)
+                    assert found.right[b, :, i].tolist() == (logits[:, :3].argmax(-1) == answer).tolist()
+                    beyond += int(((logits.argmax(-1) > 2) & (logits[:, :3].argmax(-1) == answer)).sum())
+    assert beyond > 5
 
 
 def test_the_other_abilitys_answer_is_looked_for_on_the_same_prompt(result, masked):
