@@ -109,8 +109,11 @@ def test_no_loss_is_uninformative(make_pair):
 def test_a_compiled_pair_that_is_asked_by_no_word(tmp_path):
     """Both counters see the same prompts; the texts' operands stand anywhere, and so are no places."""
     found = divergence(compiled_pair(tmp_path), n=30)
-    assert {"request"} <= set(found.table["place"])
-    assert not any(place.startswith("operand") for place in found.table["place"])
+    assert found.table["place"].unique().tolist() == [
+        "BOS",
+        "0",
+        "request",
+    ]  # the position that answers is a letter of the text
     assert found.metric("tuned_answer_pt").value > 1
 
 

@@ -3,20 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float, Int
-from torch import Tensor
+from jaxtyping import Float
 
-from workbench.analyses._places import Place, even, find_places
-from workbench.examples import Examples
 from workbench.measures import DRAWS, derived
-from workbench.protocols import Task
 from workbench.results import Metric
 from workbench.statistics import bootstrap_mean
-
-
-def places_of(task: Task, examples: Examples, most: int) -> tuple[list[Place], Int[Tensor, "n k"]]:
-    """`find_places`, without the roles that stand at more positions of one example than of another."""
-    return find_places(task, even(examples), most)
 
 
 def means(values: Float[np.ndarray, "n cells"], seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -64,9 +64,13 @@ def find_places(task: Task, examples: Examples, most: int, length: int | None = 
 
 
 def even(examples: Examples) -> Examples:
-    """Without the roles that cover more positions of one example than of another: such places have no common name."""
-    roles = {name: mask for name, mask in examples.roles.items() if len(mask.sum(1).unique()) == 1}
-    return replace(examples, roles=roles)
+    """With only the roles that have places of a common name: as many positions in one example as in another.
+
+    A text is without the position that predicts the answer, which has a name of its own.
+    """
+    request = torch.arange(examples.tokens.shape[1]) == examples.answer_position.cpu()[:, None]
+    masks = {name: mask.cpu() & ~request if name == "text" else mask for name, mask in examples.roles.items()}
+    return replace(examples, roles={name: mask for name, mask in masks.items() if len(mask.sum(1).unique()) == 1})
 
 
 def _rows(role: str, mask: Bool[Tensor, "n t"]) -> Int[Tensor, "n k"]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -96,12 +96,8 @@ def alike(pair: Pair) -> PreTrainedModel:
 
 def places_of(pair: Pair, examples: Examples, most: int) -> tuple[list[Place], Int[Tensor, "n k"]]:
     """Places that all prompts have; of a model that attends in both directions also those behind the answer's position."""
-    laid = even(examples)
-    request = torch.arange(examples.tokens.shape[1]) == examples.answer_position.cpu()[:, None]
-    if "text" in laid.roles:
-        laid = replace(laid, roles={**laid.roles, "text": laid.roles["text"].cpu() & ~request})
     length = None if anatomy(pair.base).causal else examples.tokens.shape[1]
-    return find_places(pair.task, laid, most, length)
+    return find_places(pair.task, even(examples), most, length)
 
 
 @dataclass(frozen=True)

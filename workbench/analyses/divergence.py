@@ -18,8 +18,8 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from workbench.analyses._lenses import means, places_of, ratio_metric
-from workbench.analyses._places import Place
+from workbench.analyses._lenses import means, ratio_metric
+from workbench.analyses._places import Place, even, find_places
 from workbench.analysis import Settings, analysis
 from workbench.examples import Examples
 from workbench.measures import (
@@ -147,7 +147,7 @@ def _measure(pair: Pair, models: Mapping[str, PreTrainedModel], examples: Exampl
 
 def _places(pair: Pair, examples: Examples, most: int) -> tuple[list[Place], Int[Tensor, "n k"]]:
     """Places of the prompt, and of an answer of several tokens those that predict the later ones."""
-    places, at = places_of(pair.task, examples, most)
+    places, at = find_places(pair.task, even(examples), most)
     later = (answer_tokens(examples) - 1)[:, 1:].cpu()
     names = [Place(f"answer token {i}", "answer") for i in range(2, later.shape[1] + 2)]
     return [*places, *names], torch.cat([at, later], dim=1)

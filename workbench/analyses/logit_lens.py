@@ -18,8 +18,8 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from workbench.analyses._lenses import means, places_of, ratio_metric
-from workbench.analyses._places import Place
+from workbench.analyses._lenses import means, ratio_metric
+from workbench.analyses._places import Place, even, find_places
 from workbench.analyses._reading import models_of
 from workbench.analysis import Settings, analysis
 from workbench.examples import Examples
@@ -103,7 +103,7 @@ def logit_lens(pair: Pair, settings: LogitLensSettings) -> Result:
     tables: dict[str, list[dict[str, Any]]] = {"table": [], "change": [], "chance": []}
     at_answer: dict[str, Read] = {}
     for prompt, examples in prompts.items():
-        places, at = places_of(pair.task, examples, settings.text_positions)
+        places, at = find_places(pair.task, even(examples), settings.text_positions)
         wanted = {target: found for (asked, target), found in targets.items() if asked == prompt}
         read = {name: read_answers(model, examples, at, wanted) for name, model in models.items()}
         for target in wanted:
