@@ -105,7 +105,9 @@ class TestTheCompiledCounter:
 
     def test_all_heads_and_all_mlps(self, counter):
         assert counter.metric("heads_base").value == pytest.approx(2, abs=0.03)  # each of two steps in a row carries all
-        assert counter.metric("mlps_base").value == pytest.approx(1, abs=0.03)
+        letter = effect(counter, "mlp 0", "request")["value"]  # the letter that stands there may be the one that is edited
+        assert 0 < letter < 0.5
+        assert counter.metric("mlps_base").value == pytest.approx(1 + letter, abs=0.03)
 
 
 class TestATrainedModel:

@@ -167,7 +167,7 @@ def _overlap(name: str, one: Effects, other: Effects) -> Metric:
         return np.abs(size).argsort(-1).argsort(-1) >= size.shape[-1] - TOP
 
     def jaccard(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return (a & b).sum(-1) / (a | b).sum(-1)
+        return np.asarray((a & b).sum(-1) / (a | b).sum(-1))
 
     drawn = [top(bootstrap_mean(effects.change.T, DRAWS, effects.seed)) for effects in (one, other)]
     told_apart = one.told_apart and other.told_apart  # else an order of noise
