@@ -128,11 +128,12 @@ def test_what_changes_nothing_says_so(make_model, random_examples):
     """The texts begin alike, nothing attends after the last block, and what is read does not see what comes later."""
     model, examples = make_model(), random_examples()
     n, answer = len(examples), examples.answer_position
-    at = {"before": torch.zeros_like(answer), "answer": answer, "after": answer + 1}
+    at = {"alike": torch.zeros_like(answer), "before": (answer - 1).clamp(min=0), "answer": answer, "after": answer + 1}
     cells = [Cell(Site("mlp", b), at[name]) for b in (0, 1) for name in at]
     found = patch_grid(model, examples, Donor(model, elsewhere(examples)), cells)
-    differs = int((answer >= 2).sum())  # texts differ from position 2 on
-    assert found.rows_changed.tolist() == [0, differs, 0] * 2
+    before, differs = (int((answer >= first).sum()) for first in (3, 2))  # texts differ from position 2 on
+    assert found.rows_changed.tolist() == [0, before, differs, 0, 0, 0, differs, 0]
+    assert before > 0
     itself = patch_grid(model, examples, Donor(model, examples), [Cell(site) for site in every_site(model)])
     assert not itself.changed.any()
     assert torch.equal(itself.values, itself.plain.expand_as(itself.values))
