@@ -14,7 +14,7 @@ from workbench.errors import UserError
 from workbench.examples import Correlation
 
 TASK = PcfgTask.from_settings({"identifiers": 3})
-N = 120
+N = 60
 
 
 def text_of(task, examples, row):

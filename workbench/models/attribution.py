@@ -10,9 +10,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from workbench.examples import Examples
+from workbench.models.anatomy import anatomy
 from workbench.models.forward import answer_logits
 from workbench.models.patching import Cell, Donor, fitting
-from workbench.models.rerun import CleanRun
+from workbench.models.rerun import activations, shown
 from workbench.models.sites import EMBEDDING, Site, edited
 
 Scalar = Callable[[Float[Tensor, "n k vocab"], Int[Tensor, " n"]], Float[Tensor, " n"]]
@@ -37,23 +38,20 @@ def attribution_grid(
     """
     sites = list(dict.fromkeys(cell.site for cell in cells))
     batch_size = max(1, min(batch_size, fitting(model, examples, sites) // 2))  # the graph keeps as much again
-    parts: list[Tensor] = []
-    for start in range(0, len(examples), batch_size):
-        rows = torch.arange(start, min(start + batch_size, len(examples)))
+
+    def one(rows: Tensor) -> Tensor:
         batch = examples[rows].to(model.device)
         with torch.no_grad():
-            clean = CleanRun(model, batch)
-            other = CleanRun(donor.model, donor.examples[rows].to(donor.model.device), sites, like=clean).own
-        own, slope = slopes(model, batch, sites, lambda x, rows=rows: read(x, rows))
-        answer = batch.answer_position
+            other = activations(donor.model, donor.examples[rows].to(donor.model.device), sites, shown(batch))
+        own, slope = slopes(model, batch, sites, lambda x: read(x, rows))
         estimates: dict[Site, Tensor] = {}
         for site in sites:
-            t = min(own[site].shape[1], other[site].shape[1])
-            moved = other[site][:, :t].to(model.device) - own[site][:, :t]
-            estimates[site] = (moved * slope[site][:, :t]).sum(-1).cpu()
-        for_cells = [_of(cell, estimates[cell.site], rows, answer.cpu(), clean.causal) for cell in cells]
-        parts.append(torch.stack(for_cells))
-    return torch.cat(parts, dim=1)
+            moved = other[site].to(model.device) - own[site]
+            estimates[site] = (moved * slope[site]).sum(-1).cpu()
+        answer, causal = batch.answer_position.cpu(), anatomy(model).causal
+        return torch.stack([_of(cell, estimates[cell.site], rows, answer, causal) for cell in cells])
+
+    return torch.cat([one(rows) for rows in torch.arange(len(examples)).split(batch_size)], dim=1)
 
 
 def _of(cell: Cell, estimate: Tensor, rows: Tensor, answer: Tensor, causal: bool) -> Float[Tensor, " n"]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from workbench.examples import Examples
-from workbench.models.rerun import CleanRun
+from workbench.models.rerun import CleanRun, activations
 from workbench.models.sites import Site
 
 BATCH_BYTES = 512 * 2**20
@@ -93,23 +93,22 @@ def patch_grid(
     """
     sites = list(dict.fromkeys(cell.site for cell in cells))
     batch_size = min(batch_size, fitting(model, examples, sites))
-    parts: list[Grid] = []
-    for start in range(0, len(examples), batch_size):
-        rows = torch.arange(start, min(start + batch_size, len(examples)))
-        batch = examples[rows].to(model.device)
-        run = CleanRun(model, batch, sites)
+
+    def one(rows: Tensor) -> Grid:
+        run = CleanRun(model, examples[rows].to(model.device), sites)
         if isinstance(donor, Donor):
-            given = CleanRun(donor.model, donor.examples[rows].to(donor.model.device), sites, like=run).own
+            given = activations(donor.model, donor.examples[rows].to(donor.model.device), sites, run.shown)
         else:
             given = {site: donor[site][rows] for site in sites}
-        parts.append(
-            _one_batch(run, given, [_at(cell, rows) for cell in cells], lambda x, r, rows=rows: read(x, rows[r.cpu()]))
-        )
-    return Grid(
-        torch.cat([part.values for part in parts], dim=1),
-        torch.cat([part.plain for part in parts]),
-        torch.cat([part.changed for part in parts], dim=1),
-    )
+        return _one_batch(run, given, [_at(cell, rows) for cell in cells], lambda x, r: read(x, rows[r.cpu()]))
+
+    return joined([one(rows) for rows in torch.arange(len(examples)).split(batch_size)])
+
+
+def joined(parts: Sequence[Grid]) -> Grid:
+    """Grids of batches as one."""
+    values, plain, changed = zip(*((part.values, part.plain, part.changed) for part in parts), strict=True)
+    return Grid(torch.cat(values, dim=1), torch.cat(plain), torch.cat(changed, dim=1))
 
 
 def _at(cell: Cell, rows: Tensor) -> Cell:

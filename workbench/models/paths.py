@@ -6,7 +6,7 @@ receiver then does differently runs on through everything after it. All else tha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 
 from workbench.examples import Examples
 from workbench.models.anatomy import blocks, head_shape
-from workbench.models.patching import Donor, Grid, Read, everything, fitting
-from workbench.models.rerun import CleanRun
+from workbench.models.patching import Donor, Grid, Read, everything, fitting, joined
+from workbench.models.rerun import CleanRun, activations, written
 from workbench.models.sites import EMBEDDING, Site, components
 
 
@@ -67,20 +67,17 @@ def path_grid(
             raise ValueError(f"{receiver} does not read {sender}, which is computed at the same time or later")
     sites = list(dict.fromkeys(site for path in paths for site in path))
     batch_size = min(batch_size, fitting(model, examples, sites))
-    parts: list[Grid] = []
-    for start in range(0, len(examples), batch_size):
-        rows = torch.arange(start, min(start + batch_size, len(examples)))
+
+    def one(rows: Tensor) -> Grid:
         run = CleanRun(model, examples[rows].to(model.device), sites)
-        other = CleanRun(donor.model, donor.examples[rows].to(donor.model.device), sites, like=run)
-        parts.append(_one_batch(run, other, paths, lambda x, r, rows=rows: read(x, rows[r.cpu()])))
-    return Grid(
-        torch.cat([part.values for part in parts], dim=1),
-        torch.cat([part.plain for part in parts]),
-        torch.cat([part.changed for part in parts], dim=1),
-    )
+        other = activations(donor.model, donor.examples[rows].to(donor.model.device), [s for s, _ in paths], run.shown)
+        change = {sender: _change(run, donor.model, sender, x.to(model.device)) for sender, x in other.items()}
+        return _one_batch(run, change, paths, lambda x, r: read(x, rows[r.cpu()]))
+
+    return joined([one(rows) for rows in torch.arange(len(examples)).split(batch_size)])
 
 
-def _one_batch(run: CleanRun, other: CleanRun, paths: Sequence[tuple[Site, Site]], read: Read) -> Grid:
+def _one_batch(run: CleanRun, changes: Mapping[Site, Tensor], paths: Sequence[tuple[Site, Site]], read: Read) -> Grid:
     n, device = len(run.batch), run.answers.device
     plain = read(run.logits, torch.arange(n, device=device)).cpu()
     values = plain.expand(len(paths), *plain.shape).clone()
@@ -89,7 +86,7 @@ def _one_batch(run: CleanRun, other: CleanRun, paths: Sequence[tuple[Site, Site]
     for number, (sender, _) in enumerate(paths):
         numbers.setdefault(sender, []).append(number)
     for sender, mine in numbers.items():
-        change = _change(run, other, sender)
+        change = changes[sender]
         heads: dict[int, Tensor] = {}  # of each block, what all heads give when they read the change
         for number in mine:
             receiver = paths[number][1]
@@ -104,11 +101,11 @@ def _one_batch(run: CleanRun, other: CleanRun, paths: Sequence[tuple[Site, Site]
     return Grid(values, plain, changed)
 
 
-def _change(run: CleanRun, other: CleanRun, sender: Site) -> Float[Tensor, "n t d"]:
+def _change(run: CleanRun, donor: PreTrainedModel, sender: Site, other: Float[Tensor, "n t _"]) -> Float[Tensor, "n t d"]:
     """What the sender writes in the other run less what it writes in this one."""
     if sender.kind == "head":
-        return other.written(sender, other.own[sender]) - run.written(sender, run.own[sender])
-    return other.own[sender] - run.own[sender]
+        return written(donor, sender, other) - written(run.model, sender, run.own[sender])
+    return other - run.own[sender]
 
 
 def _output(

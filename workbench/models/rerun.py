@@ -42,30 +42,26 @@ class CleanRun:
         model: of a known architecture.
         batch: on the model's device.
         sites: whose activations are kept in `own`, besides all streams and what every attention writes.
-        like: another run of the same shape, whose sequences this one is as long as.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, batch: Examples, sites: Sequence[Site] = (), like: CleanRun | None = None
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, batch: Examples, sites: Sequence[Site] = ()) -> None:
         self.model, self.batch = model, batch
         self.last = len(blocks(model)) - 1
         self.causal = anatomy(model).causal
         self.answers: Int[Tensor, "n k"] = answer_tokens(batch) - 1
         """Positions whose logits predict the answer."""
-        self.inputs = model_inputs(model, batch, like.shown if like else int(self.answers.max()) + 1)
+        self.inputs = model_inputs(model, batch, shown(batch))
         self.shown = int(self.inputs["input_ids"].shape[1])
         inner = [Site("stream", b) for b in range(self.last + 2)] + [Site("attention", b) for b in range(self.last + 1)]
-        self.own: dict[Site, Float[Tensor, "n t _"]] = {}
         self.cache: list[tuple[Tensor, Tensor]] = []
         """Keys and values `[n, heads, t, width]` of every block; of fewer where the model attends otherwise."""
 
         def attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> None:
             self.cache.append((key, value))
 
-        keep = {site: cast(Any, lambda x, site=site: self.own.__setitem__(site, x)) for site in dict.fromkeys([*inner, *sites])}
-        with _Attention(attend), edited(model, keep):
-            hidden = model.base_model(**self.inputs).last_hidden_state
+        self.own: dict[Site, Float[Tensor, "n t _"]]
+        with _Attention(attend):
+            hidden, self.own = _read(model, self.inputs, [*inner, *sites])
         rows = torch.arange(len(batch), device=hidden.device)[:, None]
         self.logits: Float[Tensor, "n k vocab"] = unembed(model, hidden[rows, self.answers])
 
@@ -116,17 +112,10 @@ class CleanRun:
         attention = pick(self.own[Site("attention", b)])
         if site.kind in ("middle", "attention", "head"):
             if site.kind == "head":
-                value = attention + self.written(site, value - pick(self.own[site]))
+                value = attention + written(self.model, site, value - pick(self.own[site]))
             middle = value if site.kind == "middle" else before + value
             return b + 1, middle + self.module(b, "mlp")(self.module(b, "mlp_norm")(middle))
         return b + 1, before + attention + (self.module(b, "mlp_out")(value) if site.kind == "neurons" else value)
-
-    def written(self, head: Site, value: Float[Tensor, "*rest w"]) -> Float[Tensor, "*rest d"]:
-        """What a head writes into the stream, without the output's bias."""
-        assert head.head is not None
-        weight = matrix(head_outputs(self.model)[head.block])
-        width = weight.shape[1] // head_shape(self.model)[1]
-        return value @ weight[:, head.head * width : (head.head + 1) * width].T
 
     def reaches(self, site: Site) -> Bool[Tensor, "n t"]:
         """Positions of the prompt from which a site's activation has a way to the answer; an answer's own tokens are none."""
@@ -221,7 +210,7 @@ class CleanRun:
         if start == 0:
             answers = self.answers[rows]
             with resumed(model, block, stream), last_block_at(model, answers):
-                return self._read(model.base_model(**inputs).last_hidden_state, answers)
+                return self._at(model.base_model(**inputs).last_hidden_state, answers)
         seen = (self.visible if len(self.visible) == 1 else self.visible[rows])[:, None, start:]
         step = iter(range(block, self.last + 1))
 
@@ -230,13 +219,11 @@ class CleanRun:
             key, value = (torch.cat(both, dim=2) for both in zip(old, (key, value), strict=True))
             return F.scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scale)
 
-        answers = (self.answers[rows] - start).clamp(min=0)  # an answer that comes before is not changed, and not read
+        answers = self.answers[rows] - start  # nothing behind the first of them is changed
         with resumed(model, block, stream), last_block_at(model, answers), _Attention(attend):
-            hidden = self._rows_alone(self.positions[rows, start:])
-        found = self._read(hidden, answers)
-        return torch.where((self.answers[rows] >= start)[..., None], found, self.logits[rows])
+            return self._at(self._rows_alone(self.positions[rows, start:]), answers)
 
-    def _read(self, hidden: Float[Tensor, "r m d"], answers: Int[Tensor, "r k"]) -> Logits:
+    def _at(self, hidden: Float[Tensor, "r m d"], answers: Int[Tensor, "r k"]) -> Logits:
         return unembed(self.model, hidden[torch.arange(len(hidden), device=hidden.device)[:, None], answers])
 
     def _rows_alone(self, positions: Int[Tensor, "r m"]) -> Float[Tensor, "r m d"]:
@@ -312,6 +299,36 @@ class CleanRun:
         finally:
             handle.remove()
         return found[0]
+
+
+def shown(batch: Examples) -> int:
+    """Tokens that a causal model needs to be shown for all of the answer to be predicted."""
+    return int((answer_tokens(batch) - 1).max()) + 1
+
+
+def activations(
+    model: PreTrainedModel, batch: Examples, sites: Sequence[Site], tokens: int
+) -> dict[Site, Float[Tensor, "n t _"]]:
+    """Activations of sites when the model is shown so many tokens; as `sites.record`, but of a given length."""
+    return _read(model, model_inputs(model, batch, tokens), sites)[1]
+
+
+def _read(
+    model: PreTrainedModel, inputs: dict[str, Any], sites: Sequence[Site]
+) -> tuple[Float[Tensor, "n t d"], dict[Site, Float[Tensor, "n t _"]]]:
+    """Final hidden states, and the activations of sites."""
+    found: dict[Site, Tensor] = {}
+    keep = {site: cast(Any, lambda x, site=site: found.__setitem__(site, x)) for site in dict.fromkeys(sites)}
+    with edited(model, keep):
+        return model.base_model(**inputs).last_hidden_state, found
+
+
+def written(model: PreTrainedModel, head: Site, value: Float[Tensor, "*rest w"]) -> Float[Tensor, "*rest d"]:
+    """What a head writes into the stream, without the output's bias."""
+    assert head.head is not None
+    weight = matrix(head_outputs(model)[head.block])
+    width = weight.shape[1] // head_shape(model)[1]
+    return value @ weight[:, head.head * width : (head.head + 1) * width].T
 
 
 class _Enough(Exception):  # no error: what was wanted has been read
