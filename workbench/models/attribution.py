@@ -46,7 +46,8 @@ def attribution_grid(
         own, slope = slopes(model, batch, sites, lambda x: read(x, rows))
         estimates: dict[Site, Tensor] = {}
         for site in sites:
-            moved = other[site].to(model.device) - own[site]
+            t = own[site].shape[1]  # neurons of the last block are computed up to the answer alone
+            moved = other[site][:, :t].to(model.device) - own[site]
             estimates[site] = (moved * slope[site]).sum(-1).cpu()
         answer, causal = batch.answer_position.cpu(), anatomy(model).causal
         return torch.stack([_of(cell, estimates[cell.site], rows, answer, causal) for cell in cells])
