@@ -95,7 +95,7 @@ def test_a_model_has_no_barrier_to_itself(result):
     assert line["value"].nunique() == 1
     (barrier,) = rows(result.tables["barriers"], line="base to revived", path="straight", role="pt", measure="barrier")["value"]
     assert barrier == 0
-    dip = result.metric("dip_pt_base_revived")
+    dip = result.metric("dip_base_revived_pt")
     assert (dip.value, dip.low) == (0, 0)
     assert 0 < dip.high < 0.02  # none of 200 is not none
 
@@ -119,15 +119,15 @@ def test_the_maximum_in_each_draw_is_biased_upwards(result):
     assert optimism["value"].max() > 1e-4
     far = rows(result.tables["barriers"], line="base to never_had_it", role="ft", measure="barrier").iloc[0]
     assert 0 < far["low"] < far["value"] < far["high"]
-    assert len(result.metric("barrier_pt_base_never_had_it").draws) == 400
+    assert len(result.metric("barrier_base_never_had_it_pt").draws) == 400
 
 
 def test_a_trained_curve_goes_round_what_the_line_runs_into(apart):
     """On texts that it was not trained on; with the training switched off there is no curve."""
     settings = {**FEW, "n": 150, "control_examples": 16}
     trained = connectivity(apart, **{**settings, "steps": 60, "lr": 3e-3})
-    assert trained.metric("barrier_pt_base_revived").value > 0.5
-    assert trained.metric("barrier_pt_base_revived_bezier").value < trained.metric("barrier_pt_base_revived").value / 2
+    assert trained.metric("barrier_base_revived_pt").value > 0.5
+    assert trained.metric("barrier_base_revived_bezier_pt").value < trained.metric("barrier_base_revived_pt").value / 2
     saved = trained.metric("barrier_saved")
     assert saved.low > 0
     for role in ("pt", "ft"):
@@ -193,27 +193,27 @@ def test_models_of_another_shape_are_refused(make_pair, tmp_path):
         connectivity(make_pair(tuned_path=tmp_path), **FEW)
 
 
-NUMBERS = {"base_pt": 1.0, "tuned_pt": 0.2, "barrier_pt_base_revived": (0.1, 0.0, 0.2)}
+NUMBERS = {"base_pt": 1.0, "tuned_pt": 0.2, "barrier_base_revived_pt": (0.1, 0.0, 0.2)}
 
 
 @pytest.mark.parametrize(
     ("changes", "direction", "words"),
     [
         (
-            {"dip_pt_base_revived": (0.0, 0.0, 0.012)},
+            {"dip_base_revived_pt": (0.0, 0.0, 0.012)},
             "neutral",
             "0.00 [0.00, 0.01] and its loss rises by 0.10 nats: they are linearly",
         ),
-        ({"dip_pt_base_revived": (0.4, 0.3, 0.5)}, "neutral", "they are not linearly connected"),
-        ({"dip_pt_base_revived": (0.02, 0.0, 0.05)}, "neutral", "stays open"),
+        ({"dip_base_revived_pt": (0.4, 0.3, 0.5)}, "neutral", "they are not linearly connected"),
+        ({"dip_base_revived_pt": (0.02, 0.0, 0.05)}, "neutral", "stays open"),
         (
-            {"dip_pt_base_revived": (0.4, 0.3, 0.5), "dip_pt_base_revived_bezier": 0.03},
+            {"dip_base_revived_pt": (0.4, 0.3, 0.5), "dip_base_revived_bezier_pt": 0.03},
             "neutral",
             "trained curve it dips by 0.03",
         ),
-        ({"dip_pt_base_revived": (0.4, 0.3, 0.5), "distance_start_tuned": 0.1}, "neutral", "two pretrainings lie between them"),
-        ({"dip_pt_base_revived": (0.0, 0.0, 0.01), "dip_pt_base_never_had_it": 0.4}, "neutral", "of other pretraining: 0.40"),
-        ({"dip_pt_base_revived": (0.0, 0.0, 0.01), "tuned_pt": 0.95}, "uninformative", "no loss that could"),
+        ({"dip_base_revived_pt": (0.4, 0.3, 0.5), "distance_start_tuned": 0.1}, "neutral", "two pretrainings lie between them"),
+        ({"dip_base_revived_pt": (0.0, 0.0, 0.01), "dip_base_never_had_it_pt": 0.4}, "neutral", "of other pretraining: 0.40"),
+        ({"dip_base_revived_pt": (0.0, 0.0, 0.01), "tuned_pt": 0.95}, "uninformative", "no loss that could"),
         ({}, "uninformative", "no revived model"),
     ],
 )

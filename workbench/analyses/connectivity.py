@@ -124,8 +124,8 @@ def _barriers(land: Landscape, paths: list[tuple[Line, Path]]) -> tuple[list[dic
             dips, _ = barrier(bootstrap_mean(error, DRAWS, land.resampled[role]), alphas)
             n, more = len(loss), float(np.mean(highs - rise(drawn, alphas)[:, alphas == peak][:, 0]))
             at = {"line": name_of(line), "path": path, "role": role, "capability": capability, "share": share, "n": n}
-            metrics[line, path, role, "barrier"] = derived(f"barrier_{role}_{label}", float(high), highs, n, "nats")
-            drop = derived(f"dip_{role}_{label}", float(dip), dips, n, "accuracy lost")
+            metrics[line, path, role, "barrier"] = derived(f"barrier_{label}_{role}", float(high), highs, n, "nats")
+            drop = derived(f"dip_{label}_{role}", float(dip), dips, n, "accuracy lost")
             # Where every answer is right the resampled ones are too; n texts still leave room for a dip.
             metrics[line, path, role, "dip"] = replace(drop, high=max(drop.high, float(wilson(float(dip) * n, n)[1])))
             for what in ("barrier", "dip"):
@@ -181,7 +181,7 @@ def evidence(result: Result) -> tuple[Evidence, ...]:
     found = {m.metric: m for m in result.headline}
     pt = str(result.provenance.get("capability", "O_PT"))
     base, tuned = found["base_pt"], found["tuned_pt"]
-    dip, height = found.get("dip_pt_base_revived"), found.get("barrier_pt_base_revived")
+    dip, height = found.get("dip_base_revived_pt"), found.get("barrier_base_revived_pt")
 
     def line(shown: Metric, direction: Direction, text: str) -> tuple[Evidence, ...]:
         numbers = (shown.metric, shown.value, shown.low, shown.high, shown.n)
@@ -206,10 +206,10 @@ def evidence(result: Result) -> tuple[Evidence, ...]:
         f"On the straight line from the base to the revived model the accuracy of {pt} dips by {dip.value:.2f} "
         f"[{dip.low:.2f}, {dip.high:.2f}] and its loss rises by {height.value:.2f} nats: {joined}"
     )
-    if "dip_pt_base_revived_bezier" in found:
-        text += f"; on a trained curve it dips by {found['dip_pt_base_revived_bezier'].value:.2f}"
-    if "dip_pt_base_never_had_it" in found:
-        text += f" (base and a model of other pretraining: {found['dip_pt_base_never_had_it'].value:.2f})"
+    if "dip_base_revived_bezier_pt" in found:
+        text += f"; on a trained curve it dips by {found['dip_base_revived_bezier_pt'].value:.2f}"
+    if "dip_base_never_had_it_pt" in found:
+        text += f" (base and a model of other pretraining: {found['dip_base_never_had_it_pt'].value:.2f})"
     if "distance_start_tuned" in found:
         text += "; the tuned model did not start from this base, so that two pretrainings lie between them"
     return line(dip, "neutral", f"{text}.")

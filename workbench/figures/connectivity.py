@@ -152,8 +152,8 @@ def alt(result: Result) -> str:
         ]
     )
     curved = (
-        f", {words.interval(found['barrier_pt_base_revived_bezier'])} on a trained curve from base to revived"
-        if ("barrier_pt_base_revived_bezier" in found)
+        f", {words.interval(found['barrier_base_revived_bezier_pt'])} on a trained curve from base to revived"
+        if ("barrier_base_revived_bezier_pt" in found)
         else ""
     )
     return (

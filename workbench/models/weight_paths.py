@@ -130,22 +130,29 @@ def train_middle(
         seed: of the ts and the batches.
     """
     work = copy.deepcopy(model)
-    parameters = list(work.parameters())
     middle = [torch.nn.Parameter(x.clone()) for x in between(a, b, 0.5)]
     optimizer = torch.optim.Adam(middle, lr=lr)
     rng = numpy_generator(seed, "bezier")
     for step in range(steps):
         t = float(rng.random())
         rows = torch.from_numpy(rng.choice(len(examples), min(batch_size, len(examples)), replace=False))
-        put(work, bezier(a, tuple(m.detach() for m in middle), b, t))
-        optimizer.zero_grad()
-        for some in rows.split(max(1, AT_ONCE // examples.tokens.shape[1])):
-            with torch.enable_grad():
-                loss = nll(work, examples[some].to(work.device)).sum() / len(rows)
-                slopes = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
-            for m, slope in zip(middle, slopes, strict=True):
-                part = 2 * t * (1 - t) * slope  # d theta(t) / d middle
-                m.grad = part if m.grad is None else m.grad + part
+        slopes = middle_slopes(work, a, tuple(m.detach() for m in middle), b, t, examples[rows])
+        for m, slope in zip(middle, slopes, strict=True):
+            m.grad = slope
         optimizer.param_groups[0]["lr"] = lr * 0.5 * (1 + np.cos(np.pi * step / steps))
         optimizer.step()
     return tuple(m.detach() for m in middle)
+
+
+def middle_slopes(work: PreTrainedModel, a: Weights, middle: Weights, b: Weights, t: float, examples: Examples) -> Weights:
+    """dL(theta(t)) / d middle of the mean loss on a Bezier curve, which is 2 t (1 - t) dL / dtheta; `work` is overwritten."""
+    put(work, bezier(a, middle, b, t))
+    parameters = list(work.parameters())
+    total = tuple(torch.zeros_like(p) for p in parameters)
+    for rows in torch.arange(len(examples)).split(max(1, AT_ONCE // examples.tokens.shape[1])):
+        with torch.enable_grad():
+            loss = nll(work, examples[rows].to(work.device)).sum() / len(examples)
+            # The embedding of a position that no text reaches has no part in the loss.
+            slopes = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+        total = tuple(x + 2 * t * (1 - t) * slope for x, slope in zip(total, slopes, strict=True))
+    return total
