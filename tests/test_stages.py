@@ -14,7 +14,7 @@ from workbench.files import DiskFull
 from workbench.runs import Run, Store
 from workbench.stages import execute
 from workbench.studies.handle import Study
-from workbench.studies.plan import Stage
+from workbench.studies.stage import Stage
 from workbench.training.loop import Interrupted
 from workbench.training.schedule import evaluation_grid
 

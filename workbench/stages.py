@@ -13,7 +13,7 @@ from workbench.registry import analyses
 from workbench.run_writer import RunWriter
 from workbench.runs import Run, Store
 from workbench.seeds import stream
-from workbench.studies.plan import Stage
+from workbench.studies.stage import Stage
 from workbench.subjects import open_pair
 from workbench.training.schedule import evaluation_grid
 from workbench.training.settings import TrainSettings

@@ -17,8 +17,8 @@ from workbench.measures import certain, derived, proportion, proportion_row
 from workbench.results import Result
 from workbench.runs import Run, Store
 from workbench.studies.handle import Study
-from workbench.studies.plan import PairPlan
-from workbench.studies.spec import load_study
+from workbench.studies.loading import load_study
+from workbench.studies.stage import PairPlan
 
 N = 200
 GRID = (0, 5, 7, 10, 14, 20, 28, 40, 57, 80, 113, 150)

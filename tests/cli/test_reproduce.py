@@ -12,7 +12,7 @@ from tests.paper.fake_grid import fake_grid
 from workbench.paper.catalogue import reproductions
 from workbench.runs import Store
 from workbench.studies.handle import Study
-from workbench.studies.spec import load_study
+from workbench.studies.loading import load_study
 
 NEW = "--no-run"
 

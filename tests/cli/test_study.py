@@ -8,7 +8,7 @@ import yaml
 from studies.tiny import TINY, write_study
 
 from workbench.runs import Store
-from workbench.studies.spec import load_study, preset_names
+from workbench.studies.loading import load_study, preset_names
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -16,7 +16,7 @@ from workbench.engine.progress import Silent
 from workbench.errors import UserError
 from workbench.runs import Store
 from workbench.studies.handle import Study
-from workbench.studies.plan import Stage
+from workbench.studies.stage import Stage
 
 
 class Recorder(Silent):

@@ -14,8 +14,8 @@ from tests.paper.fake_grid import MAKERS, made_once
 from workbench.paper.grid import Grid
 from workbench.runs import Store
 from workbench.studies.handle import Study
-from workbench.studies.plan import PairPlan
-from workbench.studies.spec import load_study
+from workbench.studies.loading import load_study
+from workbench.studies.stage import PairPlan
 
 
 @pytest.fixture(scope="session")

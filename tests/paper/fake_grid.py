@@ -23,8 +23,9 @@ from workbench.results import Metric, Result
 from workbench.runs import Store
 from workbench.statistics import bootstrap_mean
 from workbench.studies.handle import Study
-from workbench.studies.plan import PairPlan
-from workbench.studies.spec import StudySpec, parse_study
+from workbench.studies.loading import parse_study
+from workbench.studies.spec import StudySpec
+from workbench.studies.stage import PairPlan
 
 SPEC: dict[str, Any] = {
     "study": "small_grid",

@@ -13,7 +13,7 @@ from workbench.paper.grid import Grid
 from workbench.paper.views import X_AXES, View
 from workbench.runs import Store
 from workbench.studies.handle import Study
-from workbench.studies.spec import load_study, preset_names
+from workbench.studies.loading import load_study, preset_names
 
 ENTRIES = reproductions()
 EVERY = pytest.mark.parametrize("name", ENTRIES)

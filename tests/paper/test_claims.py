@@ -17,7 +17,7 @@ from workbench.paper.grid import Contrasted, Grid, named
 from workbench.runs import Store
 from workbench.statistics import Interval
 from workbench.studies.handle import Study
-from workbench.studies.spec import load_study, parse_study
+from workbench.studies.loading import load_study, parse_study
 
 FINITE = st.floats(-5, 5)
 KINDS = st.sampled_from(["yes", "partly", "no", "unclear", "not measured"])

@@ -17,7 +17,7 @@ from workbench.paper.grid import AXES, Grid, named
 from workbench.results import Metric, Result
 from workbench.runs import Store
 from workbench.studies.handle import Study
-from workbench.studies.spec import load_study, parse_study
+from workbench.studies.loading import load_study, parse_study
 
 CORE = [(start, rate, share) for start in ("p99", "p5") for rate in (1e-3, 1e-4) for share in (0.0, 1.0)]
 

@@ -19,7 +19,7 @@ from workbench.paper.views import View
 from workbench.results import Metric, Result
 from workbench.runs import Store
 from workbench.studies.handle import Study
-from workbench.studies.spec import load_study, parse_study
+from workbench.studies.loading import load_study, parse_study
 
 COUNTER = "table5_counter_200K"
 ACCURACY = Reproduction("acc", "Accuracy", "small_grid", View("accuracy", role="ft", rows=("rate_name", "share")), COUNTER)

@@ -13,7 +13,7 @@ from tests.paper.fake_grid import SPEC, fake_grid, said
 from workbench.figures.tables import select
 from workbench.paper.grid import Grid
 from workbench.paper.views import LEVELS, TIDY, View, placed, tidy
-from workbench.studies.spec import parse_study
+from workbench.studies.loading import parse_study
 
 READS = ("accuracy", "pruning", "probing", "revival", "ends")
 

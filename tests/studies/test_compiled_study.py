@@ -14,8 +14,8 @@ from workbench.models.checkpoints import load_model
 from workbench.models.compiled import NOISE, build
 from workbench.models.fingerprint import weights_sha256
 from workbench.protocols import compiled_weights, load_task
+from workbench.studies.loading import load_study, parse_study, preset_names
 from workbench.studies.plan import plan
-from workbench.studies.spec import load_study, parse_study, preset_names
 
 COMPILED = """
 study: compiled

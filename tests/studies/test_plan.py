@@ -15,8 +15,10 @@ from workbench.models.spec import ModelSpec
 from workbench.protocols import compiled_weights, load_task
 from workbench.registry import analyses
 from workbench.runs import Store
-from workbench.studies.plan import STAGE_SECONDS, Plan, not_done, plan
-from workbench.studies.spec import Arm, parse_study
+from workbench.studies.loading import parse_study
+from workbench.studies.plan import STAGE_SECONDS, Plan, plan
+from workbench.studies.spec import Arm
+from workbench.studies.stage import not_done
 
 SECOND = {"from": "never_had_it", "against": "base", "capability": "count_b", "steps": 8, "lr": 2e-3, "batch_size": 8}
 ANALYSES = ("behaviour", "pruning", "probing", "revival")

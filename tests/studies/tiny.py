@@ -8,7 +8,7 @@ import pytest
 
 from workbench.runs import Run, Store
 from workbench.studies.handle import Study
-from workbench.studies.plan import Stage
+from workbench.studies.stage import Stage
 
 TINY = """
 study: tiny

@@ -49,7 +49,7 @@ def analyze(
     if target is None:
         raise UserError("name what to analyse: a study of the store, or study:pair, such as quickstart:wrapped.")
     from workbench.cli.study import known_study
-    from workbench.studies.spec import apply_override
+    from workbench.studies.loading import apply_override
 
     study_name, _, pair = target.partition(":")
     study = known_study(study_name, store)

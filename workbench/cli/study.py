@@ -173,7 +173,7 @@ def _print_verdicts(study: Study) -> None:
 @app.command("list")
 def list_(store: StorePath = None, json: Json = False) -> None:
     """List presets and the studies in the store."""
-    from workbench.studies.spec import load_study, preset_names
+    from workbench.studies.loading import load_study, preset_names
 
     opened = open_to_read(store)
     rows: list[dict[str, Any]] = []
@@ -196,7 +196,7 @@ def new(
     source: Annotated[str, typer.Option("--from", help="Preset or file to copy.")] = "quickstart",
 ) -> None:
     """Start a study file of your own from a preset, with a JSON schema beside it for editors."""
-    from workbench.studies.spec import load_study, read_study
+    from workbench.studies.loading import load_study, read_study
 
     path = Path(f"{name}.yaml")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):

@@ -16,7 +16,7 @@ Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE"
 
 def _task(kind: str, settings: list[str] | None) -> Any:
     from workbench.protocols import load_task
-    from workbench.studies.spec import apply_override
+    from workbench.studies.loading import apply_override
 
     body: dict[str, Any] = {"kind": kind}
     for setting in settings or ():

@@ -23,7 +23,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from workbench.errors import UserError
 from workbench.runs import Store
-from workbench.studies.plan import Stage, not_done
+from workbench.studies.stage import Stage, not_done
 
 POLL_SECONDS = 0.4
 GRACE_SECONDS = 30.0

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from workbench.runs import Store
-from workbench.studies.plan import Stage
+from workbench.studies.stage import Stage
 
 LINE_EVERY_SECONDS = 20.0
 

@@ -16,8 +16,10 @@ from workbench.files import atomic_text, explain_full_disk
 from workbench.registry import analyses
 from workbench.results import Evidence, Result
 from workbench.runs import Run, Store
-from workbench.studies.plan import PairPlan, Plan, Stage, not_done, plan
-from workbench.studies.spec import StudySpec, load_study, parse_study
+from workbench.studies.loading import load_study, parse_study
+from workbench.studies.plan import Plan, plan
+from workbench.studies.spec import StudySpec
+from workbench.studies.stage import PairPlan, Stage, not_done
 from workbench.subjects import Pair, open_pair
 from workbench.verdict import Verdict, judge_kept, judge_trained
 
