@@ -1,5 +1,7 @@
 """The evidence card: its lines, what is missing among them, and a paragraph that says what speaks for and against."""
 
+from dataclasses import replace
+
 import pytest
 
 from workbench.card import LINES, lines, quote
@@ -35,6 +37,7 @@ def test_lines_stand_in_a_fixed_order_with_those_that_were_not_run(verdict):
         "steps against never had it 0.20 [0.10, 0.30]",
         "points to masked",
     )
+    assert (ratio.texts, {one.texts for one in found if one.evidence is None}) == ("500", {""})
     assert {(one.number, one.points) for one in found if one.evidence is None} == {("", "not run")}
     assert found[-1].title == "logit lens"
 
@@ -54,3 +57,9 @@ def test_the_paragraph_names_who_agrees_and_who_does_not(verdict):
     )
     against = Verdict("w", "w", "count_a", (), "masked", "r.", (line("probing", "erased"),))
     assert quote(against) == "In w (no seed yet), counting a is masked: r. Probe gap contradicts."
+
+
+def test_what_rests_on_weights_alone_has_no_texts():
+    norm = replace(line("weights", "neutral", "relative_norm"), n=0)
+    (found,) = [one for one in lines(Verdict("w", "w", "count_a", (), "masked", "r.", (norm,))) if one.evidence]
+    assert found.texts == ""

@@ -39,6 +39,11 @@ class Line:
         return f"{words.metric(self.evidence.metric)} {words.interval(self.evidence)}"
 
     @property
+    def texts(self) -> str:
+        """How many texts stand behind the number; weights alone need none."""
+        return f"{self.evidence.n:,}" if self.evidence and self.evidence.n else ""
+
+    @property
     def points(self) -> str:
         """The way it points."""
         return "not run" if self.evidence is None else words.DIRECTIONS[self.evidence.direction]

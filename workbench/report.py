@@ -145,7 +145,7 @@ def _evidence(verdict: Verdict) -> str:
         return ""
     head = ("evidence", "what it says", "number [95 % interval]", "n", "direction")
     rows = [
-        (line.title, e.text if (e := line.evidence) else "", line.number, f"{e.n:,}" if e else "", line.points)
+        (line.title, e.text if (e := line.evidence) else "", line.number, line.texts, line.points)
         for line in card.lines(verdict)
     ]
     return f"{_rows(head, rows)}<details><summary>Quote this verdict</summary><p>{escape(card.quote(verdict))}</p></details>"

@@ -43,8 +43,8 @@ def analysis(study: Study, pair: str, name: str, seed: int | None, mark: str) ->
     result = reading.result(study.name, pair, name, seed, mark)
     if result is None:
         st.info(f"{words.title(name).capitalize()} is not done yet for this pair.", icon=":material/hourglass_empty:")
-        st.caption(parts.plain(analyses[name].summary))
         of_study = name in study.spec.analyses
+        st.caption(parts.plain(analyses[study.spec.analysis(name)[0] if of_study else name].summary))
         command = f"study run {study.name}" if of_study else f"analyze {study.name}:{pair} --with {name}"
         st.code(f"workbench {command} --store {study.store.root}", language="bash")
         return

@@ -112,7 +112,7 @@ def evidence_table(verdict: Verdict) -> str:
         else:
             colour = COLORS.get(line.evidence.direction, "gray")
             points = line.points.removeprefix("points to ")
-            rows.append(f"| {plain(line.title)} | {plain(line.number)} | {line.evidence.n:,} | :{colour}[{plain(points)}] |")
+            rows.append(f"| {plain(line.title)} | {plain(line.number)} | {line.texts} | :{colour}[{plain(points)}] |")
     return "\n".join(rows)
 
 

@@ -69,6 +69,14 @@ def _study(root: str, name: str, changed: int) -> Study | str:
     return opened
 
 
+def _open(root: str, name: str) -> Study:
+    """The study whose plan is made already; only callers that have opened it come here."""
+    opened = _study(root, name, _changed(Path(root) / name / STUDY_FILE))
+    if isinstance(opened, str):
+        raise UserError(opened)
+    return opened
+
+
 def progress(opened: Study, runs: tuple[Run, ...]) -> tuple[int, int]:
     """`(stages done, stages)` of a study."""
     done = {run.key for run in runs if run.done}
@@ -82,7 +90,7 @@ def verdicts(name: str, mark: str) -> tuple[Verdict, ...]:
 
 @st.cache_data(max_entries=64, show_spinner="Weighing the evidence")
 def _verdicts(root: str, name: str, mark: str) -> tuple[Verdict, ...]:
-    return tuple(Study.open(Store(Path(root)), name).verdicts())
+    return tuple(_open(root, name).verdicts())
 
 
 def result(name: str, pair: str, analysis: str, seed: int | None, mark: str) -> Result | None:
@@ -92,4 +100,4 @@ def result(name: str, pair: str, analysis: str, seed: int | None, mark: str) -> 
 
 @st.cache_data(max_entries=128, max_size="500MiB", show_spinner="Reading the result")
 def _result(root: str, name: str, pair: str, analysis: str, seed: int | None, mark: str) -> Result | None:
-    return Study.open(Store(Path(root)), name).result(pair, analysis, seed)
+    return _open(root, name).result(pair, analysis, seed)

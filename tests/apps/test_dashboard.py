@@ -194,6 +194,20 @@ def test_study_page_draws_what_the_notebook_draws(open_page, stores):
     assert "study.result('wrapped', 'behaviour')" in python(at)
 
 
+def test_an_analysis_under_a_name_of_its_own_has_its_tab(open_page, stores):
+    from workbench.studies.handle import Study
+    from workbench.studies.loading import load_study
+
+    study = fake_study(stores / "named", seeds=(0,), pairs=("wrapped",))
+    spec = load_study("quickstart", ["analyses.pruning_heads.analysis=pruning", "analyses.pruning_heads.units=heads"], [0])
+    Study(spec.model_copy(update={"finetune": study.spec.finetune}), study.store).save()
+    at = open_page("named", "study", pair="wrapped", side="true")
+    assert not at.exception
+    assert "Pruning heads" in [header.value for header in at.subheader]
+    assert at.info[0].value == "Pruning heads is not done yet for this pair."
+    assert f"workbench study run quickstart --store {stores / 'named'}" in [c.value for c in at.code]
+
+
 def test_one_seed_or_all(open_page):
     at = open_page("full", "study", pair="erased", seed="1")
     ((spec, _),) = charts(at)

@@ -52,6 +52,26 @@ def test_tables_of_several_seeds_are_told_apart(tmp_path):
     assert _tables(runs[1:]) == {"table": str(runs[1] / "table.parquet")}
 
 
+def test_along_the_checkpoints_of_a_training(cli, copied):
+    body = cli("analyze", "tiny:wrapped", "--with", "behaviour", "--along", "finetune", "--json").json
+    assert body["name"] == "along"
+    table = pd.read_parquet(body["tables"]["table"])
+    steps = sorted(table["step"].unique())
+    assert steps[0] == 0
+    assert len(steps) > 2
+    last = {m["metric"]: m["value"] for m in cli("analyze", "tiny:wrapped", "--with", "behaviour", "--json").json["headline"]}
+    end = table[(table["step"] == steps[-1]) & (table["metric"] == "tuned_pt")]["value"]
+    assert end.tolist() == pytest.approx([last["tuned_pt"]])
+
+
+@pytest.mark.parametrize("training", ["pretraining", "revived@1e-9"])
+def test_a_training_that_is_not_there_is_named(cli, copied, training):
+    said = cli("analyze", "tiny:wrapped", "--with", "behaviour", "--along", training)
+    assert said.code == 2
+    assert repr(training) in said.err
+    assert "Traceback" not in said.err
+
+
 def test_a_whole_study_is_a_list_of_pairs(cli, copied):
     (only,) = cli("analyze", "tiny", "--with", "behaviour", "--json").json
     assert only["pair"] == "wrapped"

@@ -124,11 +124,20 @@ def interval(line: Metric | Evidence, unit: str = "") -> str:
 METRICS: Mapping[str, str] = {
     "change_pt": "change of accuracy",
     "collateral": "change, other families",
+    "constant_share_tuned": "share of the change that is constant",
+    "dip_base_revived_pt": "dip between base and revived",
+    "explained": "share of the change by one component",
+    "largest_change": "largest change of one component's share",
+    "moved": "attention moved, one head",
+    "overlap": "paths in common (Jaccard)",
+    "relative_norm": "change of the weights' norm",
     "recovered": "share of the loss recovered",
-    "room": "probe: base less untrained",
+    "room": "room: base less control",
     "room_never": "probe: base less never had it",
     "share_kept": "share of the probe's room kept",
     "ratio": "steps against never had it",
+    "told_apart_tuned": "prompts told apart when fine-tuned (logits)",
+    "tuned_concentration_pt": "share of the divergence at the answer",
     "tuned_ft": "accuracy where the shortcut fails",
 }
 """Numbers that lines of evidence rest on."""

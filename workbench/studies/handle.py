@@ -193,7 +193,8 @@ class Study:
         well, where `analyze` ran it with its defaults.
         """
         self._plans(pair)
-        planned = [p for p in self._every.pairs if p.name == pair and seed in (None, p.seed)]
+        every = self.plan if analysis in self.spec.analyses else self._every
+        planned = [p for p in every.pairs if p.name == pair and seed in (None, p.seed)]
         wanted = [p.analyses[analysis].key for p in planned if analysis in p.analyses]
         runs = self.store.find_all(wanted)
         done = [runs[key].result() for key in wanted if key in runs and runs[key].done]

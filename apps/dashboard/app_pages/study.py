@@ -25,10 +25,10 @@ def main() -> None:
             with grid.container():
                 parts.verdict_card(study.name, verdict)
     # What was run beside the study has its place here too, where no other page shows it.
-    named = [n for n, entry in analyses.entries().items() if entry.group == "evidence" or n in study.spec.analyses]
-    names = sorted(named, key=lambda n: list(study.spec.analyses).index(n) if n in study.spec.analyses else len(named))
+    beside = [n for n, entry in analyses.entries().items() if entry.group == "evidence"]
+    names = list(dict.fromkeys([*study.spec.analyses, *beside]))
     if st.toggle("Side by side", key="side", bind="query-params", help="All analyses in two columns, for comparing."):
-        names = [n for n in names if n in study.spec.analyses]
+        names = list(study.spec.analyses)
         for start in range(0, len(names), 2):  # by rows, so that reading aloud follows the order of the study
             for name, column in zip(names[start : start + 2], st.columns(2, gap="large"), strict=False):
                 with column, parts.seam(name):
