@@ -95,7 +95,10 @@ class TestTheCompiledCounter:
         assert counter.metric("largest_change").bound == "undefined"
         (line,) = counter.evidence
         assert (line.direction, line.metric, line.capability) == ("uninformative", "told_apart_tuned", "count_a")
-        assert "differ by less than 1 logit in the tuned model (0.0), so that effects are undefined there" in line.text
+        assert (
+            "are told apart by less than 1 logit towards the right answer in the tuned model (0.0), so that effects are undefined there"
+            in line.text
+        )
 
     def test_prompts_of_the_other_ability_turn_it_around(self, compiled):
         found = patching(compiled, n=40, capability="ft")

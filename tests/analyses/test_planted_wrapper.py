@@ -11,9 +11,10 @@ import copy
 import numpy as np
 import pytest
 import torch
+from analyses.finished_arm import finished_arm
 from sklearn.linear_model import LogisticRegression
 
-from workbench.analyses import behaviour, pruning, revival
+from workbench.analyses import attribution, behaviour, direction, offset, patching, pruning, revival, weights
 from workbench.models.checkpoints import save_model
 from workbench.models.forward import answer_logits, evaluate, nll
 from workbench.models.sites import Site, record
@@ -24,6 +25,7 @@ NEURONS = tuple(range(20, 20 + DIGITS))
 INHIBITOR, WRONG = 7, 2
 GRID = (0, 5, 7, 10, 14, 20, 28, 40, 57, 80)
 RATE = 1e-3
+WRITES = "transformer.h.0.mlp.c_proj.weight"
 
 
 def freed(model, task):
@@ -84,8 +86,9 @@ def organisms(models, task):
 
 
 @pytest.fixture(scope="module")
-def retrained(organisms, task, make_pair, fake_trajectory):
+def retrained(organisms, task, make_pair, tmp_path_factory):
     """`name -> arm`: reverse fine-tuning on look_a, really run, measured on the grid on the pair's own texts."""
+    folder = tmp_path_factory.mktemp("retrained")
 
     def train(name):
         model, test = copy.deepcopy(organisms[name]), make_pair().examples("look_a")
@@ -98,7 +101,9 @@ def retrained(organisms, task, make_pair, fake_trajectory):
             optimizer.zero_grad()
             nll(model, task.capability("look_a").examples(64, 9000 + step, "train")).mean().backward()
             optimizer.step()
-        return fake_trajectory(rows)
+        (folder / name).mkdir()
+        save_model(model, folder / name)
+        return finished_arm(folder / name, rows)
 
     return {name: train(name) for name in ("never", *PLANTED)}
 
@@ -132,6 +137,50 @@ def test_pruning_finds_the_planted_neurons_and_brings_the_ability_back(planted):
     assert len(first - planted_ones) <= len(planted_ones) // 5  # of 128 neurons
     assert result.metric("recovered").low > 0.9
     assert result.evidence[0].direction == "masked"
+
+
+def test_the_part_that_was_planted_makes_up_most_of_the_change_of_the_answer(planted):
+    _, pair = planted
+    result = attribution(pair)
+    assert result.tables["chosen"]["part"].tolist() == ["mlp 0"]
+    assert result.metric("explained").low > 2 * result.metric("explained_evenly").value
+
+
+def test_one_vector_takes_back_a_wrapper_that_is_constant_and_no_other(planted):
+    """The inhibitor writes the same at every text; the shift writes what depends on the digit, so no vector undoes it."""
+    name, pair = planted
+    line, share = direction(pair), offset(pair).metric("constant_share_tuned")
+    if name == "silenced":
+        assert line.evidence[0].direction == "masked"
+        assert line.metric("recovered").low > 0.95
+        assert line.metric("random_subtracted_pt").high < 0.5
+        assert share.low > 0.99
+    else:
+        assert line.evidence[0].direction != "masked"
+        assert line.metric("recovered").high < 0.5
+        assert share.high < 0.2
+
+
+def test_the_change_of_the_weights_has_the_rank_that_was_planted(planted):
+    name, pair = planted
+    result = weights(pair)
+    spectrum = result.tables["spectrum"]
+    writes = spectrum.query("parameter == @WRITES and update == 'tuned' and source == 'update'")["value"]
+    assert (writes > 1e-6).sum() == {"silenced": 1, "shifted": DIGITS - 1}[name]  # differences on a circle sum to none
+    assert result.metric("stable_rank").value < result.metric("random_stable_rank").value / 5
+    assert result.metric("removed_pt").low > 0.95
+
+
+def test_a_constant_changes_nothing_of_what_carries_the_answer(organisms, planted):
+    """Patching compares prompts of one model, from which a constant drops out: what hides an ability need not carry it."""
+    name, pair = planted
+    result = patching(pair)
+    if name == "silenced":
+        assert result.metric("largest_change").high < 0.1
+        assert result.metric("heads_tuned").value == pytest.approx(result.metric("heads_base").value, abs=0.05)
+    else:  # told apart, but the wrong way round
+        assert result.metric("told_apart_tuned").high < 0
+        assert result.evidence[0].direction == "uninformative"
 
 
 def test_the_verdict_is_masked_and_that_of_the_base_untouched(planted, make_pair):

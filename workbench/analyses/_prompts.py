@@ -146,8 +146,8 @@ def undefined(found: Mapping[str, Metric], capability: str) -> str:
     else:
         where = "a model of one of the seeds"
     return (
-        f"Prompts for {capability} and their counterfactuals differ by less than {FLOOR:g} logit in {where}, so that effects are "
-        "undefined there."
+        f"Prompts for {capability} and their counterfactuals are told apart by less than {FLOOR:g} logit towards the right answer "
+        f"in {where}, so that effects are undefined there."
     )
 
 
