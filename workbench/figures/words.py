@@ -130,6 +130,10 @@ METRICS: Mapping[str, str] = {
     "share_kept": "share of the probe's room kept",
     "ratio": "steps against never had it",
     "tuned_ft": "accuracy where the shortcut fails",
+    "restores": "share of the loss restored",
+    "restores_change": "change of accuracy by one component",
+    "restores_over_control": "ahead of the control",
+    "restores_all": "accuracy with all components",
 }
 """Numbers that lines of evidence rest on."""
 
