@@ -96,6 +96,12 @@ def test_training_choosing_and_testing_use_separate_texts(make_pair, task):
     assert task.drawn == {("look_a", split, 0.0) for split in ("score", "select", "test")}
 
 
+def test_the_headline_is_the_highest_price_that_keeps_the_effect(make_pair):
+    result = component_mask(make_pair(), **{**FAST, "goals": ("restores",), "penalties": (1e-3, 0.03, 100.0)})
+    assert set(result.tables["components"].query("headline")["penalty"]) == {0.03}
+    assert rows(result, mask="learned", measure="components")["value"].tolist() == [1, 1, 0]
+
+
 def test_goals_can_be_chosen(make_pair):
     result = component_mask(make_pair(), **{**FAST, "goals": ("installs",), "steps": 1, "n": 16, "control_examples": 16})
     assert set(result.table["goal"]) == {"installs"}

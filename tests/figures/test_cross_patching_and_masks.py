@@ -214,7 +214,7 @@ def test_the_mask_of_the_headline_is_drawn_component_by_component():
 
 def test_levels_of_none_all_and_the_control_are_named():
     texts = [a.text for a in figure(masks()).layout.annotations]
-    assert texts.count("all") == texts.count("none") == texts.count("mask learned on the control") == 3
+    assert texts.count("all") == texts.count("none") == texts.count("control's mask") == 3
 
 
 def test_no_component_has_a_place():

@@ -68,7 +68,7 @@ def _answers(fig: go.Figure, result: Result, rows: pd.DataFrame, donor: str, col
     draws = int(np.max(values(select(wanted, mask="random"), "draw")))
     name, grey = f"as many random heads and neurons ({draws} draws, range)", style("random")
     band(fig, x, values(random, "min"), values(random, "max"), grey.faint, name, column)
-    lines = {"none": "none", "all": "all", "control": "mask learned on the control"}
+    lines = {"none": "none", "all": "all", "control": "control's mask"}
     levels(fig, [(result.metric(f"{goal}_{k}").value, text) for k, text in lines.items()], column=column, left=True)
     series = (
         (name, random.reset_index().rename(columns={"mean": "value"}), grey, None),

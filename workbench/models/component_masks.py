@@ -22,7 +22,7 @@ from workbench.models.mixing import Inner, inner, mixed
 from workbench.seeds import torch_generator
 
 KEEP_BYTES = 256 * 2**20
-"""What the donor holds on all training prompts is kept up to this size, and computed anew in every step beyond."""
+"""What the donor holds is kept up to this size: of all training prompts, else of one step; and of one batch to be answered."""
 BATCH = 128
 
 
@@ -112,9 +112,7 @@ def _batches(donor: PreTrainedModel, examples: Examples, steps: int, size: int, 
     """Random prompts with what the donor holds on them; every prompt is seen before any comes again."""
     generator, n = torch_generator(seed, "mask batches"), len(examples)
     order = torch.cat([torch.randperm(n, generator=generator) for _ in range(-(-steps * size // n))])
-    blocks, neurons = neuron_shape(donor)
-    floats = n * examples.tokens.shape[1] * blocks * (neurons + donor.config.hidden_size)
-    whole = inner(donor, examples.to(donor.device)) if 4 * floats <= KEEP_BYTES else None
+    whole = inner(donor, examples.to(donor.device)) if n <= _kept(donor, examples) else None
     for step in range(steps):
         rows = order[step * size : (step + 1) * size]
         batch = examples[rows]
@@ -124,14 +122,21 @@ def _batches(donor: PreTrainedModel, examples: Examples, steps: int, size: int, 
             yield batch, Inner(donor, [z[rows] for z in whole.heads], [h[rows] for h in whole.neurons])
 
 
+def _kept(donor: PreTrainedModel, examples: Examples) -> int:
+    """Of how many prompts what the donor holds fits into `KEEP_BYTES`."""
+    blocks, neurons = neuron_shape(donor)
+    return KEEP_BYTES // (4 * examples.tokens.shape[1] * blocks * (neurons + donor.config.hidden_size))
+
+
 @torch.no_grad()
 def answered(
     receiver: PreTrainedModel, donor: PreTrainedModel, examples: Examples, masks: Sequence[Mask]
 ) -> Bool[Tensor, "masks n"]:
     """Whether the receiver gives the wanted answers, with each mask; of the first n examples."""
     found: list[Tensor] = []
-    for start in range(0, len(examples), BATCH):
-        batch = examples[start : start + BATCH].to(receiver.device)
+    size = min(BATCH, max(1, _kept(donor, examples)))
+    for start in range(0, len(examples), size):
+        batch = examples[start : start + size].to(receiver.device)
         given = inner(donor, batch.to(donor.device))
         rows: list[Tensor] = []
         for mask in masks:
