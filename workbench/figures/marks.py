@@ -170,12 +170,14 @@ def level(fig: go.Figure, y: float, text: str, *, column: int | None = None, col
     )
 
 
-def levels(fig: go.Figure, lines: Sequence[tuple[float, str]], column: int | None = None, apart: float = 0.06) -> None:
+def levels(
+    fig: go.Figure, lines: Sequence[tuple[float, str]], column: int | None = None, apart: float = 0.06, *, left: bool = False
+) -> None:
     """Several reference lines; labels of lines that lie close together are written as one."""
-    left = sorted((line for line in lines if math.isfinite(line[0])), reverse=True)
-    while left:
-        near = [line for line in left if left[0][0] - line[0] < apart]
-        left = left[len(near) :]
-        level(fig, near[0][0], "; ".join(dict.fromkeys(text for _, text in near)), column=column)
+    rest = sorted((line for line in lines if math.isfinite(line[0])), reverse=True)
+    while rest:
+        near = [line for line in rest if rest[0][0] - line[0] < apart]
+        rest = rest[len(near) :]
+        level(fig, near[0][0], "; ".join(dict.fromkeys(text for _, text in near)), column=column, left=left)
         for y, _ in near[1:]:
             level(fig, y, "", column=column)

@@ -139,6 +139,10 @@ METRICS: Mapping[str, str] = {
     "told_apart_tuned": "prompts told apart when fine-tuned (logits)",
     "tuned_concentration_pt": "share of the divergence at the answer",
     "tuned_ft": "accuracy where the shortcut fails",
+    "restores": "share of the loss restored",
+    "restores_change": "change of accuracy by one component",
+    "restores_over_control": "ahead of the control",
+    "restores_all": "accuracy with all components",
 }
 """Numbers that lines of evidence rest on."""
 
