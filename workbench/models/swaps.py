@@ -19,7 +19,7 @@ from workbench.examples import Examples
 from workbench.models.anatomy import head_outputs, head_shape
 from workbench.models.forward import answer_logits
 from workbench.models.patching import fitting
-from workbench.models.rerun import CleanRun
+from workbench.models.rerun import CleanRun, activations, written
 from workbench.models.sites import EMBEDDING, Site
 from workbench.seeds import torch_generator
 
@@ -53,7 +53,7 @@ class Swap:
         noise: torch.Generator | None = None,
     ) -> None:
         self.mine = CleanRun(receiver, batch, sites)
-        self.theirs = CleanRun(donor, batch.to(donor.device), sites, like=self.mine)
+        self.donor, self.theirs = donor, activations(donor, batch.to(donor.device), sites, self.mine.shown)
         self.noise = noise
 
     @torch.no_grad()
@@ -111,10 +111,10 @@ class Swap:
         """A site whose activations are part of the stream, and what they are after the swap."""
         mine, theirs = self.mine, self.theirs
         if site.kind != "head":
-            own, value = mine.own[site], theirs.own[site].to(mine.answers.device)
+            own, value = mine.own[site], theirs[site].to(mine.answers.device)
             return site, value if self.noise is None else own + self._turned(value - own)
         attention = Site("attention", site.block)
-        change = self._written(theirs, site).to(mine.answers.device) - self._written(mine, site)
+        change = _written(self.donor, site, theirs[site]).to(mine.answers.device) - _written(mine.model, site, mine.own[site])
         return attention, mine.own[attention] + (change if self.noise is None else self._turned(change))
 
     def _turned(self, change: Float[Tensor, "n t d"]) -> Float[Tensor, "n t d"]:
@@ -122,10 +122,11 @@ class Swap:
         random = torch.randn(change.shape, generator=self.noise).to(change)
         return random * (change.norm(dim=-1, keepdim=True) / random.norm(dim=-1, keepdim=True))
 
-    def _written(self, run: CleanRun, head: Site) -> Float[Tensor, "n t d"]:
-        """What a head writes, with an equal share of the output's bias."""
-        bias, written = getattr(head_outputs(run.model)[head.block], "bias", None), run.written(head, run.own[head])
-        return written if bias is None else written + bias / head_shape(run.model)[1]
+
+def _written(model: PreTrainedModel, head: Site, value: Float[Tensor, "n t w"]) -> Float[Tensor, "n t d"]:
+    """What a head writes, with an equal share of the output's bias."""
+    bias, own = getattr(head_outputs(model)[head.block], "bias", None), written(model, head, value)
+    return own if bias is None else own + bias / head_shape(model)[1]
 
 
 @dataclass(frozen=True)
