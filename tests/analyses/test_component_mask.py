@@ -53,7 +53,7 @@ def test_the_planted_neuron_is_the_mask_and_does_all_of_it(result):
 
 def test_where_it_is_enough_to_take_a_neuron_away_the_controls_neuron_does_as_well(result):
     assert result.metric("restores_control").value == result.metric("restores_learned").value
-    assert "training a mask makes the ability" in result.evidence[0].text
+    assert "a control's components do as much" in result.evidence[0].text
 
 
 def test_the_ends_are_the_two_models(result, covered):
@@ -142,7 +142,7 @@ NUMBERS = {
     [
         ({}, "neutral", "take count_a in the tuned model from 0.15 to 0.95"),
         ({"restores_gain": (0.05, -0.1, 0.2)}, "neutral", "no better than random ones"),
-        ({"restores_over_control": (0.05, 0.0, 0.1)}, "uninformative", "training a mask makes the ability"),
+        ({"restores_over_control": (0.05, 0.0, 0.1)}, "uninformative", "a control's components do as much"),
         ({"restores_all": 0.5}, "uninformative", "more than all components together"),
         ({"restores": (math.nan, math.nan, math.nan, "undefined")}, "uninformative", "no loss"),
     ],

@@ -14,7 +14,18 @@ import torch
 from analyses.finished_arm import finished_arm
 from sklearn.linear_model import LogisticRegression
 
-from workbench.analyses import attribution, behaviour, direction, offset, patching, pruning, revival, weights
+from workbench.analyses import (
+    attribution,
+    behaviour,
+    component_mask,
+    cross_patching,
+    direction,
+    offset,
+    patching,
+    pruning,
+    revival,
+    weights,
+)
 from workbench.models.checkpoints import save_model
 from workbench.models.forward import answer_logits, evaluate, nll
 from workbench.models.sites import Site, record
@@ -144,6 +155,28 @@ def test_the_part_that_was_planted_makes_up_most_of_the_change_of_the_answer(pla
     result = attribution(pair)
     assert result.tables["chosen"]["part"].tolist() == ["mlp 0"]
     assert result.metric("explained").low > 2 * result.metric("explained_evenly").value
+
+
+def test_the_swap_of_the_planted_mlp_gives_each_model_the_answers_of_the_other(planted):
+    _, pair = planted
+    result = cross_patching(pair)
+    chosen = result.tables["chosen"].set_index("effect")["component"]
+    for effect in ("restores", "breaks", "installs"):
+        assert chosen[effect] == "mlp 0"
+        assert result.metric(f"{effect}_agreement").low > 0.95
+        assert result.metric(f"{effect}_agreement_random").high < 0.5
+
+
+def test_the_mask_that_gives_the_base_the_planted_answers_holds_planted_neurons_alone(planted):
+    """Of five neurons that write round a circle four are enough where the fifth digit needs no push."""
+    name, pair = planted
+    result = component_mask(pair, goals=["breaks"], penalties=[0.01, 0.1])
+    assert result.metric("breaks_learned").low > 0.95
+    assert result.metric("breaks_control").high < 0.7
+    taken = result.tables["components"].query("headline and taken")
+    assert set(taken["kind"]) == {"neuron"}
+    assert set(taken["index"]) <= PLANTED[name][1]
+    assert len(taken) >= len(PLANTED[name][1]) - 1
 
 
 def test_one_vector_takes_back_a_wrapper_that_is_constant_and_no_other(planted):

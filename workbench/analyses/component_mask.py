@@ -292,7 +292,10 @@ def evidence(result: Result) -> tuple[Evidence, ...]:
         )
     elif ahead.value < ROOM:
         shown, kind = ahead, "uninformative"
-        text = f"{told}: training a mask makes the ability, whatever the components, so that nothing could be shown."
+        text = (
+            f"{told}: a control's components do as much, so that not the base's bring it; taking the tuned model's away frees it, "
+            "or training the mask made it."
+        )
     elif learned.value - whole.value >= ROOM:
         shown, kind = learned, "uninformative"
         text = f"{told}: the mask does more than all components together, so that it was made in training and places nothing."
