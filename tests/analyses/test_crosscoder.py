@@ -1,0 +1,224 @@
+"""The crosscoder on pairs whose change is planted: an offset, a feature of the tuned model alone, and none."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from analyses.compiled_pair import compiled_pair
+
+from workbench.analyses import crosscoder
+from workbench.analyses._paired_streams import CHUNK, PARTS, Source, prompt_parts, shown_positions
+from workbench.analyses.crosscoder import ALONE, FEW, evidence
+from workbench.errors import UserError
+from workbench.measures import correct_answers
+from workbench.models.checkpoints import save_model
+from workbench.models.forward import answer_logits
+from workbench.models.sites import Site
+from workbench.replicates import combine_results
+
+QUICK = {"steps": 250, "batch": 128, "held_out": 24, "n": 64, "control_examples": 24, "random_draws": 3, "lr": 1e-2}
+
+
+@pytest.fixture(scope="module")
+def inhibited(make_pair):
+    """One offset on all texts hides the ability; the head is the base's."""
+    return crosscoder(make_pair(), **QUICK)
+
+
+@pytest.fixture(scope="module")
+def other(make_pair):
+    return make_pair(tuned="never")
+
+
+@pytest.fixture(scope="module")
+def apart(other):
+    """Two models of separate trainings."""
+    return crosscoder(other, **QUICK)
+
+
+def row(result, name, measure, draw=0):
+    rows = result.table
+    return rows[(rows["set"] == name) & (rows["measure"] == measure) & (rows["draw"] == draw)].iloc[0]
+
+
+def test_the_ends_are_the_two_models(inhibited, make_pair):
+    """At the last point of models with one head, the tuned stream in the base is the tuned model."""
+    pair = make_pair()
+    examples = pair.examples("look_a", n=64)
+    goal, start = (answer_logits(m, examples)[:, 0].log_softmax(-1).double() for m in (pair.tuned, pair.base))
+    assert row(inhibited, "base", "kl")["value"] == pytest.approx(float((goal.exp() * (goal - start)).sum(-1).mean()), abs=1e-4)
+    assert row(inhibited, "base", "accuracy")["value"] == correct_answers(pair.base, examples).mean()
+    assert row(inhibited, "stream", "accuracy")["value"] == correct_answers(pair.tuned, examples).mean()
+    assert row(inhibited, "stream", "kl")["value"] == pytest.approx(0, abs=1e-5)
+    assert inhibited.metric("moved_stream").value == pytest.approx(1, abs=1e-4)
+    assert inhibited.metric("pt_tuned").value == row(inhibited, "stream", "accuracy")["value"]
+
+
+def test_an_offset_of_all_texts_is_no_features_change(inhibited):
+    """The planted inhibitor: no latent is new, and the difference of the means alone does what the tuned model does."""
+    assert inhibited.metric("moved_offset").value > 0.95
+    assert inhibited.metric("moved_all").value < 0.2
+    assert inhibited.metric("moved_all_offset").value > 0.95
+    assert inhibited.metric("tuned_only").value == inhibited.metric("by_relative_norm").value == 0
+    assert inhibited.metric("cosine").value > 0.9
+
+
+def test_a_feature_of_the_tuned_model_alone_is_found_and_does_what_the_tuned_model_does(make_pair, models, tmp_path):
+    """The inhibitor, on at 3 of 9 tokens only: a feature that the base has not, in the embedding of the tuned model."""
+    planted = copy.deepcopy(models["base"])
+    with torch.no_grad():
+        weight = planted.transformer.wte.weight
+        direction = torch.randn(weight.shape[1], generator=torch.Generator().manual_seed(0))
+        weight[[1, 3]] += 2.0 * weight.norm(dim=1).mean() * direction / direction.norm()
+    save_model(planted, tmp_path)
+    result = crosscoder(make_pair(tuned_path=tmp_path), **{**QUICK, "point": 0, "steps": 500, "expansion": 2})
+    latents = result.tables["latents"]
+    alone = latents[latents["tuned_only"]]
+    assert len(alone) == result.metric("tuned_only").value >= 1
+    assert (alone["relative_norm"] > ALONE).all()
+    assert alone["nu_error"].max() < 0.2
+    assert result.metric("moved_tuned_only").value > 0.5
+    assert result.metric("moved_tuned_only").low > result.metric("moved_random_tuned_only").value
+    named = alone[alone["label"] == "token here"]
+    assert set(named["label_value"]) <= {"<1>", "<3>"}
+    assert len(named) >= 1
+    assert not latents["base_only"].any()
+
+
+def test_tables_hold_every_change_and_its_controls(apart):
+    sets = apart.table.groupby("set")["draw"].agg(sorted)
+    single = {"base", "offset", "tuned_only", "most_changed", "all", "all_offset", "stream"}
+    assert {name for name, draws in sets.items() if draws == [0, 0]} == single
+    assert {name for name, draws in sets.items() if draws == [1, 1, 2, 2, 3, 3]} == {"random", "random_tuned_only"}
+    assert set(apart.table[apart.table["set"] == "random"]["n"]) == {24}
+    assert set(apart.table["measure"]) == {"kl", "accuracy"}
+    assert set(apart.table[apart.table["measure"] == "kl"]["unit"]) == {"nats"}
+    latents = apart.tables["latents"]
+    assert len(latents) == apart.metric("live").value
+    assert apart.metric("live").value + apart.metric("dead").value == 4 * 32
+    assert latents["moved"].sum() == pytest.approx(1, abs=0.01)
+    assert latents["place"].notna().sum() == 12
+    assert latents[latents["place"].notna()]["moved"].min() >= latents[latents["place"].isna()]["moved"].max()
+    assert set(latents["place"].dropna()) <= set(PARTS)
+
+
+def test_shares_of_the_divergence_follow_from_the_table(apart):
+    base = row(apart, "base", "kl")["value"]
+    for name in ("most_changed", "all", "stream"):
+        assert apart.metric(f"moved_{name}").value == pytest.approx(1 - row(apart, name, "kl")["value"] / base)
+    random = [row(apart, "random", "kl", draw)["value"] for draw in (1, 2, 3)]
+    assert apart.metric("kl_random").value == pytest.approx(np.mean(random))
+    assert apart.metric("moved_random").n == 24
+    assert all(len(m.draws) == 400 for m in apart.headline)
+
+
+def test_explained_is_of_the_streams_and_of_their_difference(apart, inhibited):
+    for result in (apart, inhibited):
+        fit = result.tables["fit"].set_index("model")["value"]
+        for name in ("base", "tuned", "difference"):
+            assert fit[name] == result.metric(f"explained_{name}").value
+        assert 0.7 < fit["base"] < 1
+    assert apart.metric("explained_difference").value > 0.5
+
+
+def test_equal_seeds_give_equal_results(apart, other):
+    again = crosscoder(other, **QUICK)
+    assert apart.table.equals(again.table)
+    assert apart.tables["latents"].equals(again.tables["latents"])
+
+
+def test_training_held_out_and_test_texts_are_different_draws(other, task):
+    task.drawn.clear()
+    crosscoder(other, **{**QUICK, "steps": 50})
+    assert {split for _, split, _ in task.drawn} == {"score", "select", "test"}
+    assert {share for name, _, share in task.drawn if name != "last"} == {0.0}  # where the shortcut fails
+    assert {name for name, split, _ in task.drawn if split == "score"} == {"look_a", "look_b", "last"}
+
+
+def test_a_batch_is_a_function_of_the_step(other):
+    source, same = (Source(other, Site("stream", 1), 512, 80) for _ in range(2))
+    late, early = same.batch(70), same.batch(3)
+    assert source.steps * 512 <= CHUNK + 3 * 14
+    assert torch.equal(source.batch(3), early)
+    assert torch.equal(source.batch(70), late)
+    rows = torch.cat([source.batch(step).flatten(1) for step in range(source.steps)])
+    assert len(rows.unique(dim=0)) > 0.5 * len(rows)  # none is drawn twice but for prompts that begin alike
+    assert early.shape == (512, 2, 32)
+
+
+def test_positions_of_a_prompt(random_examples, tmp_path):
+    examples = random_examples(padded=True)
+    at = shown_positions(examples, causal=True)
+    assert at.sum(1).tolist() == (examples.answer_position + 1).tolist()
+    left = replace(examples, attention_mask=torch.arange(10) > 0)
+    left = replace(left, attention_mask=left.attention_mask.expand(6, 10))
+    assert not shown_positions(left, causal=True)[:, 0].any()
+    whole = shown_positions(compiled_pair(tmp_path).examples("count_a", n=3), causal=False)
+    assert whole.all()  # the answer stands outside the sequence
+    parts = prompt_parts(examples)
+    assert parts.gather(1, examples.answer_position[:, None]).unique().tolist() == [PARTS.index("request")]
+    assert parts[:, 0].unique().tolist() == [PARTS.index("text")]  # no roles: all before the answer is text
+
+
+def test_a_bidirectional_compiled_pair(tmp_path):
+    result = crosscoder(compiled_pair(tmp_path), **{**QUICK, "steps": 100, "point": 2})
+    assert result.metric("moved_stream").value > 0.9
+    assert result.metric("point").value == 2
+
+
+def test_points_that_no_such_model_has_are_refused(make_pair):
+    with pytest.raises(UserError, match="point is 5, but the residual points of such a model go from 0 to 1"):
+        crosscoder(make_pair(), point=5)
+    crosscoder.check({"point": 2}, make_pair(), blocks=2)
+    with pytest.raises(UserError, match="go from 0 to 2"):
+        crosscoder.check({"point": 3}, make_pair(), blocks=2)
+
+
+def test_seeds_are_pooled(apart, other):
+    second = crosscoder(replace(other, seed=4), **QUICK)
+    pooled = combine_results([apart, second])
+    assert row(pooled, "all", "kl")["value"] == pytest.approx(np.mean([row(r, "all", "kl")["value"] for r in (apart, second)]))
+    assert len(pooled.table) == len(apart.table)
+    assert len(pooled.tables["latents"]) == len(apart.tables["latents"]) + len(second.tables["latents"])
+    assert len(pooled.tables["fit"]) == 3
+    assert len(evidence(pooled)) == 1
+
+
+NUMBERS = {
+    "live": 150,
+    "tuned_only": 2,
+    "by_relative_norm": 5,
+    "explained_tuned": 0.98,
+    "moved_most_changed": (0.6, 0.5, 0.7),
+    "moved_random": 0.1,
+    "moved_all": 0.9,
+    "moved_stream": 0.95,
+    "pt_base": 0.99,
+    "pt_tuned": 0.2,
+    "pt_most_changed": 0.4,
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "direction", "words"),
+    [
+        (
+            {},
+            "neutral",
+            "2 are the tuned model's alone (by decoder norms 5); the change of 8 that both have takes the base 60% of the way",
+        ),
+        ({"pt_tuned": 0.95}, "uninformative", "no loss to place in features"),
+        ({"explained_tuned": 0.6}, "uninformative", "does not stand for it"),
+        ({"moved_stream": 0.05}, "uninformative", "the change comes later"),
+        ({"moved_stream": float("nan")}, "uninformative", "the change comes later"),
+    ],
+)
+def test_evidence(made_up, changes, direction, words):
+    assert FEW == 8
+    (line,) = evidence(made_up("crosscoder", **{**NUMBERS, **changes}))
+    assert (line.direction, line.metric, line.capability) == (direction, "moved_most_changed", "count_a")
+    assert words in line.text
