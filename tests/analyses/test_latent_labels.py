@@ -30,7 +30,7 @@ def test_place_token_and_label_are_named_with_the_value_that_switches_them_on():
     assert (count.place, count.label, count.label_value) == (2, "count", 3)
     assert (asked.place, asked.label, asked.label_value) == (0, "asked for", 1)
     for found in (token, count, asked):
-        assert found.told == pytest.approx(1, abs=0.02)
+        assert found.told == pytest.approx(1, abs=0.03)  # less what shuffled labels tell
         assert found.null < 0.05
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -14,18 +13,16 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
+from workbench.analyses._latent_effects import FEW, chosen_changes, effect_metrics, effect_table, effects_of, random_changes
 from workbench.analyses._latent_labels import Samples, describe_latents
-from workbench.analyses._paired_streams import BATCH, PARTS, HeldOut, Source, prompt_parts
+from workbench.analyses._paired_streams import PARTS, HeldOut, Source, prompt_parts
 from workbench.analysis import Settings, analysis
 from workbench.errors import UserError
-from workbench.examples import Examples
-from workbench.measures import DRAWS, certain, correct_answers, derived, draw, proportion, proportion_row, shares
+from workbench.measures import DRAWS, certain, correct_answers, derived, draw, proportion, shares
 from workbench.models.anatomy import blocks
 from workbench.models.crosscoder import Crosscoder, Recipe, latent_scaling, train_crosscoder
-from workbench.models.forward import answer_logits
-from workbench.models.sites import Replacement, Site, replaced
+from workbench.models.sites import Site
 from workbench.results import Direction, Evidence, Metric, Result
-from workbench.seeds import numpy_generator, torch_generator
 from workbench.statistics import bootstrap_mean
 from workbench.subjects import Pair, Question
 from workbench.verdict import ROOM
@@ -34,13 +31,9 @@ ALONE = 0.9
 """From this relative decoder norm on a latent is a candidate for one of the tuned model alone (base: below 1 - this)."""
 NU_ERROR, NU_RECONSTRUCTION = 0.2, 0.5
 """A candidate is one model's alone where both of its ratios lie below these [2504.02922]."""
-FEW = 8
-"""Latents that changed most, whose effect the headline reports; declared, so that no number is chosen."""
 EXPLAINED = 0.8
 """A dictionary that explains less of the variance does not stand for the streams."""
-DIFFERENT = 0.1
-"""Below this divergence (nats) the two models answer alike and there is no share of it to speak of."""
-HERE, ASKED = "token here", "asked for"
+HERE, BEFORE, POSITION, ASKED = "token here", "token before", "position", "asked for"
 """What is known of a position and of a prompt besides the true labels of its text."""
 
 
@@ -86,14 +79,16 @@ def crosscoder(pair: Pair, settings: CrosscoderSettings) -> Result:
     sum_j f_j^2 ||d1_j - d0_j||^2 on O_PT prompts. A latent is the tuned model's alone (`tuned_only`) where its relative norm
     exceeds `ALONE`, nu_eps is below `NU_ERROR` and nu_r below `NU_RECONSTRUCTION`: without the ratios, latents that the dictionary
     merely writes weakly in the base count as new. `base_only` is the same with the models exchanged.
-    Labels: the part of the prompt where a latent is on most, and of all labels (token, ability asked, the true labels of the
-    text) the one that tells most about it beyond the place; named only where it beats shuffled labels.
+    Labels: the part of the prompt where a latent is on most, and of all labels (token here and before, position, what the task
+    knows of tokens, ability asked, the true labels of the text) the one that tells most about it beyond the part; named only
+    where it beats shuffled labels.
 
     `table`, on test texts asked for O_PT: the base with h0 + sum_{j in S} f_j (d1_j - d0_j) in the place of its stream; divergence
     KL(tuned || changed base) at the answer in nats, and accuracy on O_PT. S: `tuned_only`, the `FEW` latents that `moved` most
     (`most_changed`), `all`. Beside them: nothing (`base`), as many random latents that are on (`random`, `random_tuned_only`), the
-    difference of the means that no latent has (`offset`; with all latents, `all_offset`), and the tuned model's own stream
-    (`stream`), which is all that any dictionary could do. `moved_S` = 1 - KL_S / KL_base.
+    `FEW` turned by as much in random directions (`random_direction`), the difference of the means that no latent has (`offset`;
+    with all latents, `all_offset`), and the tuned model's own stream (`stream`), which is all that any dictionary could do.
+    `moved_S` = 1 - KL_S / KL_base.
 
     Does not show whether an ability survived: it says in which features the models differ at one point.
     """
@@ -109,17 +104,18 @@ def crosscoder(pair: Pair, settings: CrosscoderSettings) -> Result:
     listed = latents.sort_values("moved", ascending=False, kind="stable").index[: settings.listed].tolist()
     latents = latents.join(_described(pair, coder, held, listed))
     examples = draw(pair, pair.capability, shares(pair, pair.capability)[0], settings.n or pair.n)
-    chosen, random = _changes(latents, settings.random_draws, pair.seed)
-    effects = _effects(source, coder, chosen, examples)
-    effects |= _effects(source, coder, random, examples[: settings.control_examples])
+    chosen = chosen_changes(coder, latents)
+    random = random_changes(coder, latents, chosen, settings.random_draws, pair.seed)
+    effects = effects_of(source, coder, chosen, examples)
+    effects |= effects_of(source, coder, random, examples[: settings.control_examples])
     fit, explained = _fit(coder, held, pair.seed)
     result = Result(
         name="crosscoder",
-        tables={"table": _table(effects, pair.seed), "fit": fit, "latents": latents.reset_index(names="latent")},
+        tables={"table": effect_table(effects, pair.seed), "fit": fit, "latents": latents.reset_index(names="latent")},
         headline=(
             *explained,
             *_counts(latents, recipe.latents),
-            *_headline(effects, pair.seed),
+            *effect_metrics(effects, pair.seed),
             proportion("pt_tuned", correct_answers(pair.tuned, examples), pair.seed),
             certain("point", float(point), len(examples), "block"),
         ),
@@ -142,7 +138,7 @@ def _latents(coder: Crosscoder, held: Sequence[HeldOut]) -> pd.DataFrame:
         codes = coder.codes(part.streams)
         on += (codes > 0).sum(0)
         if part is held[0]:  # O_PT prompts
-            moved = codes.pow(2).sum(0) * (coder.directions[:, 1] - coder.directions[:, 0]).pow(2).sum(1)
+            moved = codes.pow(2).sum(0) * coder.turned.pow(2).sum(1)
     tuned, base = latent_scaling(coder, streams, model=1), latent_scaling(coder, streams, model=0)
     columns = {
         "on": on / sum(map(len, streams)),
@@ -184,12 +180,13 @@ def _described(pair: Pair, coder: Crosscoder, held: Sequence[HeldOut], listed: S
     samples = Samples(
         place=torch.cat(parts).numpy(),
         prompt=np.concatenate([part.prompt.numpy() + start for part, start in zip(held, before[:-1], strict=True)]),
-        of_position={HERE: torch.cat([part.examples.tokens.cpu()[part.prompt, part.position] for part in held]).numpy()},
+        of_position=_token_labels(held),
         of_prompt={name: values for name, values in of_prompt.items() if len(np.unique(values)) > 1},
     )
     codes = torch.cat([coder.codes(part.streams)[:, list(listed)] for part in held]).numpy()
     asked = list(dict.fromkeys((pair.capability, pair.tuned_on, *pair.others)))
-    words = {HERE: lambda value: pair.task.describe([value]), ASKED: lambda value: asked[value]}
+    words: dict[str, Callable[[int], str]] = dict.fromkeys((HERE, BEFORE), lambda value: pair.task.describe([value]))
+    words[ASKED] = lambda value: asked[value]
     rows = [
         {
             "place": PARTS[found.place],
@@ -204,121 +201,19 @@ def _described(pair: Pair, coder: Crosscoder, held: Sequence[HeldOut], listed: S
     return pd.DataFrame(rows, index=pd.Index(listed))
 
 
-@dataclass(frozen=True)
-class Change:
-    """What of the change is put into the base."""
-
-    latents: Int[Tensor, " k"]
-    offset: bool = False
-    """Also the difference that is the same at all positions of all texts."""
-    stream: bool = False
-    """The tuned model's stream itself, whatever the latents."""
-
-
-Changes = Mapping[tuple[str, int], Change]
-"""By name, and number of the draw: 0 where nothing is drawn."""
-
-
-def _changes(latents: pd.DataFrame, draws: int, seed: int) -> tuple[Changes, Changes]:
-    """Sets of latents, and random ones of their size among those that are on."""
-    alive = torch.as_tensor(latents.index.to_numpy())
-    alone = alive[torch.from_numpy(latents["tuned_only"].to_numpy(dtype=bool))]
-    few = alive[torch.from_numpy(np.argsort(-latents["moved"].to_numpy(), kind="stable"))[:FEW]]
-    none = alive[:0]
-    chosen = {
-        "base": Change(none),
-        "offset": Change(none, offset=True),
-        "tuned_only": Change(alone),
-        "most_changed": Change(few),
-        "all": Change(alive),
-        "all_offset": Change(alive, offset=True),
-        "stream": Change(none, stream=True),
-    }
-    random: dict[tuple[str, int], Change] = {}
-    for index in range(1, draws + 1):
-        shuffled = alive[torch.randperm(len(alive), generator=torch_generator(seed, "random latents", index))]
-        random["random", index] = Change(shuffled[: len(few)])
-        random["random_tuned_only", index] = Change(shuffled[: len(alone)])
-    return {(name, 0): change for name, change in chosen.items()}, random
-
-
-@dataclass(frozen=True)
-class Effect:
-    """What the base does at the answer with a part of the change in it."""
-
-    nats: Float[np.ndarray, " n"]
-    """KL(tuned || changed base)."""
-    right: Float[np.ndarray, " n"]
-
-
-@torch.no_grad()
-def _effects(source: Source, coder: Crosscoder, changes: Changes, examples: Examples) -> dict[tuple[str, int], Effect]:
-    """The effect of every change on the same texts; a prompt's codes are computed once."""
-    base, tuned = source.pair.base, source.pair.tuned
-    turned, offset = coder.directions[:, 1] - coder.directions[:, 0], coder.offset[1] - coder.offset[0]
-    parts: dict[tuple[str, int], list[tuple[Tensor, Tensor]]] = {key: [] for key in changes}
-    for start in range(0, len(examples), BATCH):
-        batch = examples[start : start + BATCH].to(base.device)
-        streams = source.both(batch)
-        codes = coder.codes(streams.flatten(0, 1))
-        goal = answer_logits(tuned, batch)[:, 0].log_softmax(-1)
-        for key, change in changes.items():
-            new = streams[:, :, 0] + (codes[:, change.latents] @ turned[change.latents]).view_as(streams[:, :, 0])
-            new = streams[:, :, 1] if change.stream else new + offset if change.offset else new
-            with replaced(base, {source.site: Replacement(new.to(base.device))}):
-                logits = answer_logits(base, batch)
-            nats = (goal.exp() * (goal - logits[:, 0].log_softmax(-1))).sum(-1)
-            parts[key].append((nats.cpu(), (logits.argmax(-1) == batch.answer).all(-1).cpu()))
-    return {
-        key: Effect(*(torch.cat(column).double().numpy() for column in zip(*found, strict=True)))
-        for key, found in parts.items()
-    }
-
-
-def _table(effects: Mapping[tuple[str, int], Effect], seed: int) -> pd.DataFrame:
-    rows: list[dict[str, Any]] = []
-    for (name, index), effect in effects.items():
-        low, high = np.percentile(bootstrap_mean(effect.nats, DRAWS, seed), [2.5, 97.5])
-        nats = {
-            "value": float(effect.nats.mean()),
-            "low": float(low),
-            "high": float(high),
-            "n": len(effect.nats),
-            "unit": "nats",
-        }
-        at = {"set": name, "draw": index}
-        rows += [{**at, "measure": "kl", **nats}, {**at, "measure": "accuracy", **proportion_row(effect.right)}]
-    return pd.DataFrame(rows)
-
-
-def _headline(effects: Mapping[tuple[str, int], Effect], seed: int) -> list[Metric]:
-    """Divergence and accuracy with each set, and which share of the divergence it takes away."""
-    found: list[Metric] = []
-    for name in dict.fromkeys(name for name, _ in effects):
-        mine = [effect for (other, _), effect in effects.items() if other == name]
-        nats, right = (np.stack([getattr(effect, what) for effect in mine], axis=1) for what in ("nats", "right"))
-        n = len(nats)
-        before = effects["base", 0].nats[:n]  # random latents are tried on fewer texts
-        some, whole = _resampled(nats, seed), bootstrap_mean(before, DRAWS, seed)
-        found.append(derived(f"kl_{name}", float(nats.mean()), some, n, "nats"))
-        found.append(
-            derived(f"pt_{name}", float(right.mean()), _resampled(right, seed), n, "accuracy")
-            if len(mine) > 1
-            else proportion(f"pt_{name}", right[:, 0], seed)
-        )
-        if name != "base":
-            share = 1 - float(nats.mean() / before.mean()) if before.mean() >= DIFFERENT else math.nan
-            with np.errstate(divide="ignore", invalid="ignore"):
-                draws = 1 - some / whole
-            found.append(derived(f"moved_{name}", share, draws, n, "share of the divergence"))
-    return found
-
-
-def _resampled(values: Float[np.ndarray, "n sets"], seed: int) -> Float[np.ndarray, " draws"]:
-    """Means over resampled texts and sets: random sets are a sample as well. Equal texts are drawn for all."""
-    each = bootstrap_mean(values, DRAWS, seed)
-    picked = numpy_generator(seed, "random latents").integers(0, each.shape[1], size=each.shape)
-    return np.take_along_axis(each, picked, axis=1).mean(axis=1)
+def _token_labels(held: Sequence[HeldOut]) -> dict[str, Int[np.ndarray, " s"]]:
+    """The token, the one before (of the first: itself), the position, and what the task knows of every token."""
+    common = set.intersection(*(set(part.examples.token_labels) for part in held))
+    found: dict[str, list[Tensor]] = {name: [] for name in (HERE, BEFORE, POSITION, *sorted(common))}
+    for part in held:
+        at = part.prompt, part.position
+        tokens = part.examples.tokens.cpu()
+        found[HERE].append(tokens[at])
+        found[BEFORE].append(tokens[part.prompt, (part.position - 1).clamp(min=0)])
+        found[POSITION].append(part.position)
+        for name in common:
+            found[name].append(part.examples.token_labels[name].cpu()[at])
+    return {name: torch.cat(values).numpy() for name, values in found.items()}
 
 
 def _fit(coder: Crosscoder, held: Sequence[HeldOut], seed: int) -> tuple[pd.DataFrame, list[Metric]]:
@@ -348,7 +243,7 @@ def _fit(coder: Crosscoder, held: Sequence[HeldOut], seed: int) -> tuple[pd.Data
 def evidence(result: Result) -> tuple[Evidence, ...]:
     """One line that takes no side; uninformative where nothing was lost or the dictionary or the point has no hold on it."""
     found = {m.metric: m for m in result.headline}
-    few, random, stream = (found[f"moved_{name}"] for name in ("most_changed", "random", "stream"))
+    few, random, aside, stream = (found[f"moved_{name}"] for name in ("most_changed", "random", "random_direction", "stream"))
     base, tuned = found["pt_base"], found["pt_tuned"]
     capability = result.provenance.get("capability", "O_PT")
     told = (
@@ -368,8 +263,9 @@ def evidence(result: Result) -> tuple[Evidence, ...]:
     else:
         direction = "neutral"
         text = (
-            f"{told}; the change of {FEW} that both have takes the base {few.value:.0%} of the way to the tuned model's answers "
-            f"({FEW} random ones {random.value:.0%}, all {found['moved_all'].value:.0%}) and {capability} from {base.value:.2f} to "
+            f"{told}; the change of the {FEW} that changed most takes the base {few.value:.0%} of the way to the tuned model's "
+            f"answers ({FEW} random ones {random.value:.0%}, the {FEW} turned elsewhere {aside.value:.0%}, all "
+            f"{found['moved_all'].value:.0%}) and {capability} from {base.value:.2f} to "
             f"{found['pt_most_changed'].value:.2f}."
         )
     return (Evidence(result.name, few.metric, few.value, few.low, few.high, few.n, direction, text, capability, few.bound),)

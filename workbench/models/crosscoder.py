@@ -104,6 +104,11 @@ class Crosscoder:
         return self.decoder * self.scale[:, None]
 
     @property
+    def turned(self) -> Float[Tensor, "j d"]:
+        """The direction in the second of two models less that in the first, in units of the streams."""
+        return self.directions[:, 1] - self.directions[:, 0]
+
+    @property
     def offset(self) -> Float[Tensor, "m d"]:
         """What is added to each model's stream whatever the codes are."""
         return self.bias * self.scale[:, None] + self.centre
