@@ -277,6 +277,7 @@ NUMBERS = {
         ),
         ({"pt_tuned": 0.95}, "uninformative", "no loss to place in features"),
         ({"explained_tuned": 0.6}, "uninformative", "does not stand for it"),
+        ({"moved_all": 0.02}, "uninformative", "misses what matters"),
         ({"moved_stream": 0.05}, "uninformative", "the change comes later"),
         ({"moved_stream": float("nan")}, "uninformative", "the change comes later"),
     ],

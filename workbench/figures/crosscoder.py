@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from workbench.figures import words
-from workbench.figures.marks import whiskers
+from workbench.figures.marks import ACCURACY, whiskers
 from workbench.figures.tables import distinct, first, keep, select, values
 from workbench.figures.theme import GREY, finish, rgba, style
 from workbench.results import Result
@@ -29,13 +29,14 @@ SETS = {
     "random_tuned_only": "as many<br>random ones",
     "tuned_only": "the tuned<br>model's own",
     "random": f"{FEW} random ones",
+    "random_direction": f"those {FEW}, turned<br>elsewhere",
     "most_changed": f"the {FEW} that<br>changed most",
     "all": "all",
     "all_offset": "all and<br>the offset",
     "stream": "the tuned<br>model's stream",
 }
 """What is put into the base, controls before what they belong to."""
-CONTROLS = frozenset({"base", "offset", "random", "random_tuned_only", "stream"})
+CONTROLS = frozenset({"base", "offset", "random", "random_direction", "random_tuned_only", "stream"})
 REACH = (-0.5, 1.5)
 """Ratios beyond are drawn at these ends."""
 LISTED = 12
@@ -49,6 +50,7 @@ def figure(result: Result) -> go.Figure:
     heights = [230.0, 270.0, 24.0 * min(LISTED, _listed(latents).shape[0]) + 30]
     height = sum(heights) + 2 * GAP
     table = result.tables["table"]
+    pt, _ = words.subject(result)
     fig = make_subplots(
         rows=3,
         cols=2,
@@ -61,7 +63,7 @@ def figure(result: Result) -> go.Figure:
             "whose features are they?",
             "how much of each is in the base as well?",
             "the base with the change of ... in it",
-            "",
+            f"its answers, {pt}",
             f"features that changed most{_seed(latents)}: where they are on, and what else tells when",
         ],
     )
@@ -69,10 +71,10 @@ def figure(result: Result) -> go.Figure:
     _ratios(fig, latents)
     _effects(fig, table)
     _about(fig, _listed(latents))
-    pt, _ = words.subject(result)
     found = {m.metric: m for m in result.headline}
     explained = ", ".join(f"{name} {found[f'explained_{name}'].value:.0%}" for name in ("base", "tuned", "difference"))
-    told = f"{words.sample(result, found['kl_all'].n)}<br>variance that the dictionary explains: {explained}"
+    told = f"{words.sample(result, found['kl_all'].n)}<br>variance explained: {explained}; "
+    told += f"never on: {_count(found['dead'].value)} of {found['dead'].n} features"
     title = f"Which features changed after block {found['point'].value:.0f}, on texts for {pt}?"
     finish(fig, title, told, height=int(height) + TOP + 60, top=TOP, bottom=60)
     return fig.update_layout(margin={"l": 116})
@@ -154,7 +156,7 @@ def _ratios(fig: go.Figure, latents: pd.DataFrame) -> None:
 def _effects(fig: go.Figure, table: pd.DataFrame) -> None:
     names = [name for name in SETS if name in distinct(table, "set")]
     for column, (measure, title) in enumerate(
-        (("kl", "KL to the tuned model at the answer (nats)"), ("accuracy", "accuracy")), 1
+        (("kl", "KL to the tuned model at the answer (nats)"), ("accuracy", ACCURACY)), 1
     ):
         for group, control in (("controls", True), ("latents", False)):
             mine = [name for name in names if (name in CONTROLS) == control]

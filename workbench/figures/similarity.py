@@ -1,4 +1,4 @@
-"""Similarity: maps of CKA per point and place, both measures where the answer is predicted, and the way there in training."""
+"""Similarity: maps of CKA per point and place, and both measures where the answer is predicted between floor and ceiling."""
 
 from __future__ import annotations
 
@@ -11,67 +11,72 @@ from plotly.subplots import make_subplots
 
 from workbench.figures import words
 from workbench.figures.maps import AMOUNT, frame, name_axis
-from workbench.figures.marks import band, curve, step_axis
+from workbench.figures.marks import curve
 from workbench.figures.tables import distinct, first, groups, keep, largest, select, values
-from workbench.figures.theme import SKY, finish, rgba
+from workbench.figures.theme import finish
 from workbench.results import Result
 
 COMPARED = {
     "base-tuned": ("base – fine-tuned", "tuned"),
     "base-revived": ("base – revived", "revived"),
     "tuned-revived": ("fine-tuned – revived", "other"),
+    "base-another_seed": ("base – another seed's base", "other_operands"),
     "base-never_had_it": ("base – never had it", "never_had_it"),
     "base-untrained": ("base – untrained", "untrained"),
 }
 """Comparisons: in words, and the style of their line."""
-REFERENCES = {"shuffled": ("different texts (floor)", "shuffled"), "halves": ("two halves of the base", "random")}
+SHUFFLED = ("base – fine-tuned, different texts", "shuffled")
 MEASURES = {"cka": "CKA", "procrustes": "Procrustes similarity"}
-CELL, LINES, GAP, TOP = 17, 210, 86, 132
+CELL, LINES, GAP, TOP = 17, 210, 86, 164
 
 
 def figure(result: Result) -> go.Figure:
-    """Rows of maps (what is asked) over two panels of lines (measures), over the course of fine-tuning where it was recorded."""
+    """Rows of maps (what is asked) over two panels of lines (measures)."""
     table = result.tables["table"]
     there = [name for name in COMPARED if name in distinct(table, "comparison")]
+    mapped = [name for name in there if name.startswith("base")]
     roles = [role for (role,), _ in groups(table, "role")]
     points = sorted(int(p) for p in distinct(table, "point"))
-    trajectory = result.tables.get("trajectory")
-    width = len(there)
-    heights = [float(CELL * len(points) + 24)] * len(roles) + [float(LINES)] * (1 if trajectory is None else 2)
+    width = len(mapped)
+    heights = [*[float(CELL * len(points) + 24)] * len(roles), float(LINES)]
     height = sum(heights) + GAP * (len(heights) - 1)
     maps: list[Any] = [{"colspan": 2}, None] * width
     lines: list[Any] = [{"colspan": width}, *[None] * (width - 1)] * 2
     fig = make_subplots(
         rows=len(heights),
         cols=2 * width,
-        specs=[maps] * len(roles) + [lines] * (len(heights) - len(roles)),
+        specs=[*[maps] * len(roles), lines],
         row_heights=heights,
         horizontal_spacing=0.07 / width,
         vertical_spacing=GAP / height,
         subplot_titles=[
-            *(COMPARED[name][0] for name in there),
+            *(COMPARED[name][0].replace(" – ", " –<br>") for name in mapped),
             *[""] * (width * (len(roles) - 1)),
             *(f"{name} at the answer" for name in MEASURES.values()),
-            *([] if trajectory is None else [f"{name} with the base, in training" for name in MEASURES.values()]),
         ],
     )
     for row, role in enumerate(roles, start=1):
         rows = select(table, role=role, measure="cka")
         asked = words.capability(str(first(rows, "asked")))
-        for column, comparison in enumerate(there):
+        for column, comparison in enumerate(mapped):
             _map(fig, select(rows, comparison=comparison), points, row, 2 * column + 1)
         fig.update_yaxes(title_text=f"asked for<br>{asked}", row=row, col=1)
     said = "place in the prompt (numbers: distance from the text's end; ans: predicts the answer)<br>rows: stream after block"
     fig.update_xaxes(title_text=said, row=len(roles), col=2 * (width // 2) + 1)
     for column, measure in enumerate(MEASURES):
         _by_point(fig, table, measure, there, len(roles) + 1, 1 + column * width)
-        if trajectory is not None:
-            _by_step(fig, trajectory, measure, len(roles) + 2, 1 + column * width)
     _bar(fig, height + TOP + 70)
     frame(fig)
     title = "How alike are the models' streams?"
     n = int(largest(table, "n") / max(1, len(words.seeds(result))))
-    return finish(fig, title, words.sample(result, n), height=int(height) + TOP + 70, top=TOP, bottom=70)
+    told = f"{words.sample(result, n)}<br>{_biased(result.tables['sizes'])}"
+    return finish(fig, title, told, height=int(height) + TOP + 70, top=TOP, bottom=70)
+
+
+def _biased(sizes: pd.DataFrame) -> str:
+    """What the usual estimator would say of the same streams on different texts."""
+    rows = select(sizes, comparison="shuffled", texts=largest(sizes, "texts"))
+    return f"unbiased CKA; on different texts the biased one would be {first(select(rows, estimator='biased'), 'value'):.2f}"
 
 
 def _map(fig: go.Figure, rows: pd.DataFrame, points: list[int], row: int, column: int) -> None:
@@ -106,61 +111,16 @@ def _bar(fig: go.Figure, height: float) -> None:
 def _by_point(fig: go.Figure, table: pd.DataFrame, measure: str, there: list[str], row: int, column: int) -> None:
     rows = select(table, measure=measure, role="pt", part="request")
     rows = keep(rows, np.isfinite(values(rows, "value")))
-    series = {**REFERENCES, **{name: COMPARED[name] for name in reversed(there)}}
+    series = {"shuffled": SHUFFLED, **{name: COMPARED[name] for name in reversed(there)}}
     for comparison, (name, look) in series.items():  # controls first: they lie behind
         mine = select(rows, comparison=comparison)
-        if look != "other":
-            curve(fig, mine, "point", look, name, log=False, row=row, column=column, legend=column == 1, hover="after block")
-        else:
-            _line(fig, mine, name, row, column)
+        curve(fig, mine, "point", look, name, log=False, row=row, column=column, legend=column == 1, hover="after block")
     points = sorted(int(p) for p in distinct(table, "point"))
     where: dict[str, Any] = {"row": row, "col": column}
     known = [int(p) for p in distinct(rows, "point")] or points
     ends = {"range": [known[0] - 0.15, known[-1] + 0.15], "tickvals": points}
     fig.update_xaxes(title_text="stream after block", zeroline=False, **ends, **where)
     fig.update_yaxes(range=[-0.05, 1.05], zeroline=False, showticklabels=column == 1, **where)
-    fig.update_yaxes(title_text="similarity" if column == 1 else "", **where)
-
-
-def _line(fig: go.Figure, rows: pd.DataFrame, name: str, row: int, column: int) -> None:
-    """A comparison of two changed models, which has no role's colour."""
-    band(fig, values(rows, "point"), values(rows, "low"), values(rows, "high"), rgba(SKY, 0.2), name, column, row)
-    fig.add_trace(
-        go.Scatter(
-            x=values(rows, "point"),
-            y=values(rows, "value"),
-            mode="lines+markers",
-            name=name,
-            legendgroup=name,
-            showlegend=column == 1,
-            line={"color": SKY, "dash": "dot", "width": 2},
-            marker={"symbol": "triangle-up", "size": 7, "color": SKY},
-            hovertemplate=f"<b>{name}</b><br>after block %{{x}}: %{{y:.3f}}<extra></extra>",
-        ),
-        row=row,
-        col=column,
-    )
-
-
-def _by_step(fig: go.Figure, trajectory: pd.DataFrame, measure: str, row: int, column: int) -> None:
-    lowest = float(np.nanmin(trajectory[["value", "low"]].to_numpy()))
-    rows = select(trajectory, measure=measure)
-    points = [int(p) for p in distinct(rows, "point")]
-    shown = points[1:] if len(points) > 1 else points  # the embedding of the position that answers is the same in all texts
-    marks = ("circle", "square", "diamond", "triangle-up", "star", "hexagon")
-    for index, point in enumerate(shown):
-        mine = select(rows, point=point)
-        if not np.isfinite(values(mine, "value")).any():
-            continue
-        strength = 0.35 + 0.65 * (index + 1) / len(shown)
-        name = f"fine-tuned so far, after block {point}"
-        curve(fig, mine, "step", "tuned", name, row=row, column=column, legend=column == 1)
-        mark = {"symbol": marks[index % len(marks)]}
-        fig.update_traces(opacity=strength, marker=mark, line={"dash": "solid"}, selector={"name": name})
-    where: dict[str, Any] = {"row": row, "col": column}
-    fig.update_xaxes(step_axis(largest(rows, "step"), "fine-tuning step", 5), **where)
-    floor = 0.1 * np.floor(10 * (lowest - 0.02))
-    fig.update_yaxes(range=[floor, 1 + 0.05 * (1 - floor)], showticklabels=column == 1, **where)
     fig.update_yaxes(title_text="similarity" if column == 1 else "", **where)
 
 
@@ -171,6 +131,7 @@ def alt(result: Result) -> str:
     said = [f"the fine-tuned model's last stream has CKA {words.interval(found['cka_base_tuned'])} with the base's"]
     for name, who in (
         ("revived", "the revived one's"),
+        ("another_seed", "that of another seed's base"),
         ("never_had_it", "that of a model that never had it"),
         ("untrained", "that of random weights"),
     ):
