@@ -14,7 +14,7 @@ from analyses.compiled_pair import compiled_pair
 
 from workbench.analyses import crosscoder
 from workbench.analyses._latent_effects import FEW, chosen_changes, random_changes
-from workbench.analyses._paired_streams import CHUNK, PARTS, Source, prompt_parts, shown_positions
+from workbench.analyses._paired_streams import CHUNK, PARTS, HeldOut, Source, prompt_parts, shown_positions
 from workbench.analyses.crosscoder import evidence
 from workbench.errors import UserError
 from workbench.measures import correct_answers
@@ -24,6 +24,7 @@ from workbench.models.forward import answer_logits
 from workbench.models.sites import Site
 from workbench.replicates import combine_results
 
+crosscoder_module = sys.modules["workbench.analyses.crosscoder"]  # the package gives the analysis under this name
 QUICK = {"steps": 180, "batch": 128, "held_out": 24, "n": 64, "control_examples": 24, "random_draws": 3, "lr": 1e-2}
 
 
@@ -106,7 +107,7 @@ def perfect_dictionary(v):
 def test_a_feature_of_the_tuned_model_alone_is_told_from_the_rest_and_is_the_whole_change(planted, monkeypatch):
     """With a dictionary that is exact, so are flags, labels, and what each part of the change does."""
     pair, v = planted
-    monkeypatch.setattr(sys.modules["workbench.analyses.crosscoder"], "train_crosscoder", lambda *_: perfect_dictionary(v))
+    monkeypatch.setattr(crosscoder_module, "train_crosscoder", lambda *_: perfect_dictionary(v))
     result = crosscoder(pair, **{**QUICK, "point": 0, "listed": 1})
     latents = result.tables["latents"]
     (alone,) = latents[latents["tuned_only"]].to_dict("records")
@@ -125,7 +126,7 @@ def test_a_feature_of_the_tuned_model_alone_is_told_from_the_rest_and_is_the_who
 
     other = replace(perfect_dictionary(v), decoder=perfect_dictionary(v).decoder.flip(1))
     other = replace(other, encoder=other.encoder.flip(0))
-    monkeypatch.setattr(sys.modules["workbench.analyses.crosscoder"], "train_crosscoder", lambda *_: other)
+    monkeypatch.setattr(crosscoder_module, "train_crosscoder", lambda *_: other)
     exchanged = crosscoder(pair.swapped(), **{**QUICK, "point": 0, "listed": 1})
     assert exchanged.metric("base_only").value == exchanged.metric("base_by_relative_norm").value == 1
     assert exchanged.metric("tuned_only").value == 0
@@ -173,6 +174,8 @@ def test_shares_of_the_divergence_follow_from_the_table(apart):
     base = row(apart, "base", "kl")["value"]
     for name in ("most_changed", "all", "stream"):
         assert apart.metric(f"moved_{name}").value == pytest.approx(1 - row(apart, name, "kl")["value"] / base)
+        found = apart.metric(f"moved_{name}")
+        assert found.low < found.value < found.high
     random = [row(apart, "random", "kl", draw)["value"] for draw in (1, 2, 3)]
     assert apart.metric("kl_random").value == pytest.approx(np.mean(random))
     assert apart.metric("moved_random").n == 24
@@ -225,6 +228,18 @@ def test_positions_of_a_prompt(random_examples, tmp_path):
     parts = prompt_parts(examples)
     assert parts.gather(1, examples.answer_position[:, None]).unique().tolist() == [PARTS.index("request")]
     assert parts[:, 0].unique().tolist() == [PARTS.index("text")]  # no roles: all before the answer is text
+
+
+def test_what_is_known_of_a_position(other):
+    examples = other.examples("look_a", n=2)
+    labelled = replace(examples, token_labels={"symbol": examples.tokens + 100})
+    prompt, position = torch.tensor([0, 0, 1]), torch.tensor([0, 5, 3])
+    found = crosscoder_module._token_labels([HeldOut(labelled, torch.zeros(3, 2, 32), prompt, position)])
+    assert list(found) == ["token here", "token before", "position", "symbol"]
+    assert found["token here"].tolist() == examples.tokens[prompt, position].tolist()
+    assert found["token before"].tolist() == examples.tokens[[0, 0, 1], [0, 4, 2]].tolist()
+    assert found["position"].tolist() == [0, 5, 3]
+    assert (found["symbol"] - found["token here"]).tolist() == [100] * 3
 
 
 def test_a_bidirectional_compiled_pair(tmp_path):
