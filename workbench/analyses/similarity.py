@@ -92,6 +92,7 @@ def similarity(pair: Pair, settings: SimilaritySettings) -> Result:
         for at, streams in reading.cells(role_of(pair, capability)):
             found += [({**at, **key}, similar) for key, similar in _compare(streams)]
             floors += [{**at, **row, "n": n, "unit": "similarity"} for row in _floors(streams, pair.seed)]
+        del reading  # before the next is made: it is all that takes memory
     asked = draw(pair, pair.capability, shares(pair, pair.capability)[0], n)
     known = {name: correct_answers(model, asked) for name, model in (("base", pair.base), ("tuned", pair.tuned))}
     result = Result(
