@@ -122,6 +122,8 @@ def interval(line: Metric | Evidence, unit: str = "") -> str:
 
 
 METRICS: Mapping[str, str] = {
+    "cka_base_tuned": "CKA of base and fine-tuned",
+    "moved_most_changed": "share of the divergence, 8 features",
     "change_pt": "change of accuracy",
     "collateral": "change, other families",
     "constant_share_tuned": "share of the change that is constant",
