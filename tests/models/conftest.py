@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from models.graph import against
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from workbench.models.build import build_model
+from workbench.models.compiled import build
 from workbench.models.spec import ModelSpec
+from workbench.protocols import compiled_weights, load_task
 
 VOCAB, CONTEXT = 20, 12
 
@@ -73,3 +76,15 @@ def make_grouped() -> Any:
 @pytest.fixture(params=["gpt2", "llama"])
 def kind(request: pytest.FixtureRequest) -> str:
     return request.param
+
+
+@pytest.fixture(params=["gpt2", "llama", "grouped", "compiled"])
+def corrupted(request: pytest.FixtureRequest, make_model: Any, make_grouped: Any, random_examples: Any) -> Any:
+    """`(model, examples with counterfactuals)` of every architecture, in float64."""
+    if request.param == "compiled":
+        task = load_task({"kind": "rasp", "length": 6, "letters": 3})
+        model = build(compiled_weights(task, "count_a"), 0.05).double()
+        return model, against(task.capability("count_a").examples(6, 0))
+    double = torch.float64
+    model = make_grouped(double) if request.param == "grouped" else make_model(request.param, dtype=double, blocks=3)
+    return model, against(random_examples())

@@ -135,13 +135,13 @@ def effect_columns(value: np.ndarray, drawn: np.ndarray, n: int) -> dict[str, An
     return {"value": value, "low": low, "high": high, "n": n, "unit": "share of the effect"}
 
 
-def undefined(found: Mapping[str, Metric], capability: str) -> str:
-    """Why effects are undefined in base or tuned model, as a sentence; empty where they are not."""
+def undefined(found: Mapping[str, Metric], capability: str, shown: str) -> str:
+    """Why the number of this name is undefined in base or tuned model, as a sentence; empty where it is not."""
     said = {"told_apart_base": "base", "told_apart_tuned": "tuned model"}
     short = [f"the {who} ({found[name].value:.1f})" for name, who in said.items() if found[name].low < FLOOR]
     if short:
         where = " and ".join(short)
-    elif math.isfinite(found["largest_change"].value):
+    elif math.isfinite(found[shown].value):
         return ""
     else:
         where = "a model of one of the seeds"
@@ -155,14 +155,14 @@ def placed(result: Result, shown: str, told: Callable[[Mapping[str, Metric], str
     """The line of a patching: where a difference is carried takes no side. Uninformative where effects or a loss are missing.
 
     Args:
-        result: with `told_apart_*`, `largest_change`, `base_pt` and `tuned_pt` in its headline.
+        result: with `told_apart_*`, `base_pt` and `tuned_pt` in its headline.
         shown: the number of the line.
         told: its sentence, given the headline by name and the capability.
     """
     found = {m.metric: m for m in result.headline}
     pt = result.settings.get("capability", "pt") == "pt"
     capability = str(result.provenance.get("capability" if pt else "tuned_on", "O_PT"))
-    text, number, direction = undefined(found, capability), found[shown], "neutral"
+    text, number, direction = undefined(found, capability, shown), found[shown], "neutral"
     if text:
         number, direction = found["told_apart_tuned"], "uninformative"
     else:

@@ -64,7 +64,7 @@ def path_patching(pair: Pair, settings: PathPatchingSettings) -> Result:
     paths = paths_of(base, settings.receivers)
     found: dict[str, Effects] = {}
     frames: list[pd.DataFrame] = []
-    coordinates = pd.DataFrame([_coordinates(*path) for path in paths])
+    coordinates = pd.DataFrame([coordinates_of(*path) for path in paths])
     for name, model in pair.states.items():
         found[name], rows = _effects(model, prompts, paths, pair.seed)
         frames.append(coordinates.assign(model=name, value=rows / settings.n, n=settings.n, unit="share of the prompts"))
@@ -106,7 +106,8 @@ def _name(site: Site, sends: bool) -> str:
     return "logits" if site.kind == "stream" else str(site)
 
 
-def _coordinates(sender: Site, receiver: Site) -> dict[str, object]:
+def coordinates_of(sender: Site, receiver: Site) -> dict[str, object]:
+    """What tables call a path."""
     return {"sender": _name(sender, True), "receiver": _name(receiver, False)}
 
 

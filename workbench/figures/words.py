@@ -133,6 +133,7 @@ METRICS: Mapping[str, str] = {
     "moved": "attention moved, one head",
     "overlap": "paths in common (Jaccard)",
     "relative_norm": "change of the weights' norm",
+    "edges": "edges in common (Jaccard)",
     "recovered": "share of the loss recovered",
     "room": "room: base less control",
     "room_never": "probe: base less never had it",

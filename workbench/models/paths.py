@@ -92,7 +92,7 @@ def _one_batch(run: CleanRun, changes: Mapping[Site, Tensor], paths: Sequence[tu
             receiver = paths[number][1]
             if receiver.kind == "head" and receiver.block not in heads:
                 heads[receiver.block] = run.attended(receiver.block, run.own[Site("stream", receiver.block)] + change)
-            output = _output(run, receiver, change, heads)
+            output = with_input(run, receiver, change, heads)
             differs = (output != run.own[receiver]).any(-1) & run.reaches(receiver)
             rows = differs.any(1).nonzero().flatten()
             changed[number, rows.cpu()] = True
@@ -108,7 +108,7 @@ def _change(run: CleanRun, donor: PreTrainedModel, sender: Site, other: Float[Te
     return other - run.own[sender]
 
 
-def _output(
+def with_input(
     run: CleanRun, receiver: Site, change: Float[Tensor, "n t d"], heads: dict[int, Float[Tensor, "n t w"]]
 ) -> Float[Tensor, "n t _"]:
     """What the receiver does when its input alone is changed."""
