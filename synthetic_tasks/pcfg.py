@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Int, UInt8
 from pydantic import Field
+from torch import Tensor
 
 from synthetic_tasks.chance import best_constant, best_given
 from synthetic_tasks.correlation import count_ranges, draw_correlated, index_ranges, select_natural
@@ -18,6 +19,7 @@ from synthetic_tasks.counterfactuals import one_substitution, other_counts
 from synthetic_tasks.families import FAMILIES, IDENTIFIERS, Family
 from synthetic_tasks.grammar import Grammar
 from synthetic_tasks.labels import ABSENT
+from synthetic_tasks.parse import parse_texts, symbol_names
 from synthetic_tasks.prompts import Layout, Vocabulary
 from synthetic_tasks.restrictions import ALL, Drawn, Labels, check, draw_restricted, parse
 from synthetic_tasks.settings import Settings, read_settings
@@ -217,6 +219,18 @@ class PcfgTask:
             held = [lambda t, i=i: family.label(t, i) for i in others]
             edited = one_substitution(texts, letters, lambda t: family.label(t, operand), rng, held)
         return self.ask(capability, edited, examples.chance)
+
+    def token_labels(self, examples: Examples) -> dict[str, Int[Tensor, "n t"]]:
+        """The parse symbol and phrase of every letter, -1 where there is none: see `synthetic_tasks.parse`."""
+        found: dict[str, Tensor] = {}
+        for name, codes in parse_texts(self.grammar, self.layout.texts(examples.tokens)).items():
+            found[name] = torch.full(examples.tokens.shape, ABSENT)
+            found[name][:, self.layout.TEXT : self.layout.TEXT + codes.shape[1]] = torch.from_numpy(codes)
+        return found
+
+    def label_name(self, label: str, code: int) -> str:
+        """What a code of `token_labels` means, in letters."""
+        return "none" if code == ABSENT else symbol_names(self.grammar)[code]
 
     def natural_texts(self, n: int, rng: np.random.Generator) -> Texts:
         """Plain samples of the grammar."""

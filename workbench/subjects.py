@@ -15,6 +15,7 @@ from workbench.runs import Run, Store
 
 if TYPE_CHECKING:
     import pandas as pd
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 
@@ -84,6 +85,16 @@ class Question:
             held = (target == partner + c.offset) & (target >= 0) & (partner >= 0)  # what is absent has no distance
             other = replace(other, labels={**other.labels, "correlated": held.long()})
         return replace(examples, counterfactual=other)
+
+    def labelled(self, examples: Examples) -> Examples:
+        """The examples with `token_labels` filled by a task that knows something of single tokens (a method `token_labels`)."""
+        label: Callable[[Examples], Mapping[str, Tensor]] | None = getattr(self.task, "token_labels", None)
+        return replace(examples, token_labels=label(examples)) if label else examples
+
+    def label_name(self, label: str, code: int) -> str:
+        """What a code of `token_labels` means, by the task's method `label_name`, else the number."""
+        name: Callable[[str, int], str] | None = getattr(self.task, "label_name", None)
+        return name(label, code) if name else str(code)
 
     @property
     def others(self) -> tuple[str, ...]:

@@ -73,7 +73,9 @@ def group_page(group: str) -> None:
         if chosen is None:
             return
         study, pair, seed = chosen
-        names = [entry.name for entry in analyses.entries().values() if entry.group == group]
+        of_group = {entry.name for entry in analyses.entries().values() if entry.group == group}
+        of_study = [name for name in study.spec.analyses if study.spec.analysis(name)[0] in of_group]
+        names = list(dict.fromkeys([*of_study, *sorted(of_group)]))
         if not names:
             st.info("No analysis of this group is installed.", icon=":material/info:")
             return

@@ -92,9 +92,14 @@ def verdict_card(study: str, verdict: Verdict, link: str | None = None) -> None:
         seeds = f"seeds {words.listed(verdict.seeds)}" if verdict.seeds else "no seed done yet"
         st.caption(f"{plain(words.VERDICTS[verdict.verdict])}; {seeds}")
         st.markdown(plain(verdict.reason[:1].upper() + verdict.reason[1:]))
-        st.markdown(evidence_table(verdict))
+        found = card.lines(verdict)
+        rest = [line for line in found if line.analysis not in card.LINES]
+        st.markdown(evidence_table([line for line in found if line not in rest]))
+        if rest:
+            with st.expander(f"{len(rest)} more lines", icon=":material/more_horiz:"):
+                st.markdown(evidence_table(rest))
         with st.expander("What each line says", icon=":material/balance:"):
-            said = [f"- **{plain(line.title)}**: {plain(line.evidence.text)}" for line in card.lines(verdict) if line.evidence]
+            said = [f"- **{plain(line.title)}**: {plain(line.evidence.text)}" for line in found if line.evidence]
             st.markdown("\n".join(said) or "Nothing has been measured yet.")
         with st.expander("Quote this verdict", icon=":material/format_quote:"):
             st.code(card.quote(verdict), language=None, wrap_lines=True)
@@ -103,10 +108,10 @@ def verdict_card(study: str, verdict: Verdict, link: str | None = None) -> None:
             st.page_link(link, label="Figures of this pair", icon=":material/monitoring:", query_params=where)
 
 
-def evidence_table(verdict: Verdict) -> str:
-    """The evidence card as a Markdown table: a line per analysis with its number, n and the way it points."""
+def evidence_table(lines: Sequence[card.Line]) -> str:
+    """Lines of the evidence card as a Markdown table: a line per analysis with its number, n and the way it points."""
     rows = ["| evidence | number [95 % interval] | n | points to |", "| --- | --- | --- | --- |"]
-    for line in card.lines(verdict):
+    for line in lines:
         if line.evidence is None:
             rows.append(f"| :gray[{plain(line.title)}] | | | :gray[not run] |")
         else:

@@ -65,8 +65,8 @@ class Source:
         return self.held[1][rows % len(self.held[1])]  # prompts of several lengths: some chunks are short
 
     def held_out(self, capability: str, n: int) -> HeldOut:
-        """Prompts of the split `select`."""
-        return self._read(self._texts(capability, n, "select"))
+        """Prompts of the split `select`, with what the task knows of their tokens."""
+        return self._read(self.pair.labelled(self._texts(capability, n, "select")))
 
     def both(self, examples: Examples) -> Float[Tensor, "n t 2 d"]:
         """Streams of base and tuned model at all positions that they are shown."""

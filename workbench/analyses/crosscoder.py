@@ -123,6 +123,7 @@ def crosscoder(pair: Pair, settings: CrosscoderSettings) -> Result:
             "Another seed gives another dictionary: single latents are not facts of the models, shares and effects are less so.",
             f"A change at point {point} that few positions carry counts little in the training; `explained_difference` says how "
             "much of it the dictionary has.",
+            "A feature of one model that always comes with a shared one may be part of that latent: none alone is not nothing new.",
             "A latent that is one model's alone was not in the other's stream on these prompts; it may be on others.",
         ),
         provenance={"capability": pair.capability, "tuned_on": pair.tuned_on},
@@ -187,6 +188,8 @@ def _described(pair: Pair, coder: Crosscoder, held: Sequence[HeldOut], listed: S
     asked = list(dict.fromkeys((pair.capability, pair.tuned_on, *pair.others)))
     words: dict[str, Callable[[int], str]] = dict.fromkeys((HERE, BEFORE), lambda value: pair.task.describe([value]))
     words[ASKED] = lambda value: asked[value]
+    known = set.intersection(*(set(part.examples.token_labels) for part in held))
+    words |= {name: lambda value, name=name: pair.label_name(name, value) for name in known}
     rows = [
         {
             "place": PARTS[found.place],

@@ -154,7 +154,8 @@ def finish(fig: go.Figure, title: str, subtitle: str, *, height: int = 460, top:
             "font": {"size": 12},
         },
         showlegend=bool(entries),
-        margin={"l": 76, "r": 20, "t": top, "b": bottom + legend},
+        # Streamlit's own template pads axes, which would part maps from their frames and lay titles upon these.
+        margin={"l": 76, "r": 20, "t": top, "b": bottom + legend, "pad": 0},
         height=height + legend,
         paper_bgcolor=CLEAR,
         plot_bgcolor=CLEAR,
