@@ -146,6 +146,8 @@ METRICS: Mapping[str, str] = {
     "restores_change": "change of accuracy by one component",
     "restores_over_control": "ahead of the control",
     "restores_all": "accuracy with all components",
+    "restores_learned": "accuracy with the mask",
+    "gain": "ahead of random ones",
 }
 """Numbers that lines of evidence rest on."""
 
