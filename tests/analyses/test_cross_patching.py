@@ -187,6 +187,7 @@ NUMBERS = {
     "restores_over_control": (0.5, 0.4, 0.6),
     "breaks_agreement": (0.9, 0.8, 1.0),
     "breaks_agreement_before": (0.1, 0.0, 0.2),
+    "breaks_agreement_control": (0.3, 0.2, 0.4),
 }
 
 
@@ -195,7 +196,12 @@ NUMBERS = {
     [
         ({}, "neutral", "One component of the base restores 50% [40%, 60%] of the loss of count_a"),
         ({"restores_change": (0.1, -0.1, 0.3)}, "neutral", "no effect: +0.10 [-0.10, +0.30]"),
-        ({"restores_over_control": (0.1, -0.1, 0.3)}, "uninformative", "not surely more than the control"),
+        ({"restores_over_control": (0.1, -0.1, 0.3)}, "neutral", "a control's does as much, so that what counts is the tuned"),
+        (
+            {"restores_over_control": (0.1, -0.1, 0.3), "breaks_agreement_control": (0.8, 0.7, 0.9)},
+            "uninformative",
+            "not surely more than the control",
+        ),
         ({"tuned_pt": 0.91}, "uninformative", "no loss to place"),
         ({"restores": (math.nan, math.nan, math.nan, "undefined")}, "uninformative", "no loss to place"),
     ],

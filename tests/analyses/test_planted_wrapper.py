@@ -159,7 +159,7 @@ def test_the_part_that_was_planted_makes_up_most_of_the_change_of_the_answer(pla
 
 def test_the_swap_of_the_planted_mlp_gives_each_model_the_answers_of_the_other(planted):
     _, pair = planted
-    result = cross_patching(pair)
+    result = cross_patching(pair, places=2)
     chosen = result.tables["chosen"].set_index("effect")["component"]
     for effect in ("restores", "breaks", "installs"):
         assert chosen[effect] == "mlp 0"

@@ -142,6 +142,7 @@ def component_mask(pair: Pair, settings: ComponentMaskSettings) -> Result:
         headline=tuple(headline),
         limits=(
             "What a mask restores is computed by the base's components: it tells where the change is carried, not whether it is lost.",
+            "The penalty shrinks shares: a component that writes more than is needed may end below a half and count as not taken.",
             "Gradient descent finds one small set; other sets of components may do as well.",
             "A mask is trained with the wanted answers and may make what no component does alone: see the control.",
         ),

@@ -324,6 +324,7 @@ def evidence(result: Result) -> tuple[Evidence, ...]:
     base, tuned, back, gain, ahead = (
         found[k] for k in ("base_pt", "tuned_pt", "restores", "restores_change", "restores_over_control")
     )
+    given = found["breaks_agreement"]
     capability = str(result.provenance.get("capability", "O_PT"))
     shown, kind = back, "neutral"
     told = (
@@ -335,12 +336,17 @@ def evidence(result: Result) -> tuple[Evidence, ...]:
         text = f"The tuned model is within {ROOM} of the base on {capability}: there is no loss to place in a component."
     elif gain.low <= 0:
         text = f"No single component of the base restores {capability} in the tuned model (no effect: {_said(gain, '+.2f')})."
+    elif ahead.low <= 0 and given.low > found["breaks_agreement_control"].high:
+        text = (
+            f"{told}: a control's does as much, so that what counts is the tuned model's own; with one of its components the base "
+            f"gives {_said(given)} of its answers."
+        )
     elif ahead.low <= 0:
         shown, kind = ahead, "uninformative"
         text = f"{told}: not surely more than the control, so that nothing could be placed."
     else:
         text = (
-            f"{told}; with one of the tuned model's the base gives {_said(found['breaks_agreement'])} of its answers (before: "
+            f"{told}; with one of the tuned model's the base gives {_said(given)} of its answers (before: "
             f"{found['breaks_agreement_before'].value:.0%}): this says where the change is carried, not whether the ability "
             "survived it."
         )
