@@ -421,3 +421,11 @@ def test_provenance_lists_all_and_seeds_fall_back_to_places():
     assert combined.table["seeds"].tolist() == [2]
     with pytest.raises(ValueError, match="one analysis"):
         combine_results([])
+
+
+def test_intervals_of_an_index_stay_where_it_can_be():
+    rows = {"value": [0.95, 0.99], "low": [0.8, 0.9], "high": [1.0, 1.0], "n": 100, "seed": [0, 1]}
+    wide = {unit: combine_table(pd.DataFrame(rows).assign(unit=unit)).iloc[0] for unit in ("Jaccard index", "nats")}
+    assert wide["nats"]["high"] > 1
+    assert wide["Jaccard index"]["high"] == 1
+    assert wide["Jaccard index"]["low"] == wide["nats"]["low"]

@@ -19,6 +19,8 @@ MEASURED = ("value", "low", "high", "n", "seed")
 FEW_SEEDS = 5
 COVERAGE = {2: 50, 3: 75, 4: 80}
 """True coverage, in per cent, of a nominal 95 % interval by number of seeds where the spread between seeds dominates."""
+RANGES = {"Jaccard index": (0.0, 1.0), "similarity": (-1.0, 1.0)}
+"""Values that a row of a unit can take; the normal noise of an interval knows no bounds."""
 _EXACT_BELOW = 25.0  # n p (1 - p) from which a binomial is normal for the purpose of an interval
 
 
@@ -183,6 +185,9 @@ def combine_table(stacked: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
         else:
             width = (high[grid] - low[grid]) / (2 * normal_quantile(0.95))
             ends[rows] = _intervals(value[grid], n[grid], width, proportion[rows], seed)
+    for unit, bounds in RANGES.items():
+        held = (out["unit"] == unit).to_numpy(dtype=bool) if "unit" in out else np.zeros(groups, dtype=bool)
+        ends[held] = np.clip(ends[held], *bounds)
     out["value"] = mean
     out["low"], out["high"] = ends.T
     if "n" in out:
