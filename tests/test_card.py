@@ -51,12 +51,20 @@ def test_the_trained_ability_has_only_the_lines_that_are_there():
 def test_the_paragraph_names_who_agrees_and_who_does_not(verdict):
     assert quote(verdict) == (
         "In wrapped (seeds 0 and 1), counting a is masked: it went and came back. "
-        "Revival ratio and direction point the same way. "
-        "Logit lens and behaviour say where the change sits and take no side. "
+        "Direction also points to masked. "
+        "Logit lens takes no side. "
         "Probe gap had no room to show anything."
     )
     against = Verdict("w", "w", "count_a", (), "masked", "r.", (line("probing", "erased"),))
-    assert quote(against) == "In w (no seed yet), counting a is masked: r. Probe gap contradicts."
+    assert quote(against) == "In w (no seed yet), counting a is masked: r. Probe gap points to erased."
+
+
+def test_evidence_on_both_sides_of_an_undecided_verdict_is_told():
+    evidence = (line("pruning", "masked"), line("direction", "masked"), line("probing", "erased"), line("revival", "neutral"))
+    said = quote(Verdict("w", "w", "count_a", (0,), "altered", "r.", evidence))
+    assert said == (
+        "In w (seed 0), counting a is altered: r. Pruning and direction point to masked. Probe gap points to erased."
+    )
 
 
 def test_what_rests_on_weights_alone_has_no_texts():

@@ -22,6 +22,10 @@ LINES: Mapping[str, str] = {
 """Analyses that every card has a line for, in order, and what the lines are called."""
 
 
+RESTS_ON = ("behaviour", "revival")
+"""Analyses that the verdict is made of (`workbench.verdict`)."""
+
+
 @dataclass(frozen=True)
 class Line:
     """One line of a card."""
@@ -67,18 +71,19 @@ def quote(verdict: Verdict) -> str:
     """The verdict as a paragraph that says what it rests on and what speaks against it."""
     seeds = f"seed{'s' if len(verdict.seeds) > 1 else ''} {words.listed(verdict.seeds)}" if verdict.seeds else "no seed yet"
     found = f"In {verdict.pair} ({seeds}), {words.capability(verdict.capability)} is {verdict.verdict}: {verdict.reason}"
-    opposite = {"masked": "erased", "erased": "masked"}.get(verdict.verdict)
+    # The verdict itself rests on these two; they neither support nor contradict it.
+    others = [e for e in verdict.evidence if e.analysis not in RESTS_ON]
     kinds = {
-        "points the same way": [e for e in verdict.evidence if e.direction == verdict.verdict],
-        "contradicts": [e for e in verdict.evidence if e.direction == opposite],
-        "says where the change sits and takes no side": [e for e in verdict.evidence if e.direction == "neutral"],
-        "had no room to show anything": [e for e in verdict.evidence if e.direction == "uninformative"],
+        f"{'also points' if side == verdict.verdict else 'points'} to {side}": [e for e in others if e.direction == side]
+        for side in sorted(("masked", "erased"), key=lambda side: side != verdict.verdict)
     }
+    kinds["takes no side"] = [e for e in others if e.direction == "neutral"]
+    kinds["had no room to show anything"] = [e for e in others if e.direction == "uninformative"]
     told = [_sentence(these, what) for what, these in kinds.items() if these and verdict.kept]
     return " ".join([found, *told])
 
 
-_PLURAL = {"points": "point", "contradicts": "contradict", "says": "say", "takes": "take"}
+_PLURAL = {"points": "point", "takes": "take"}
 
 
 def _sentence(lines: Sequence[Evidence], what: str) -> str:
