@@ -112,6 +112,8 @@ print(json.dumps([asdict(analyses["novel"]), "library" in analyses.names(), "_pr
         "paper": "[New+26]",
         "needs": ["arms"],
         "passes": 60,
+        "holds": 500,
+        "n": None,
         "group": "evidence",
         "uses": [],
     }

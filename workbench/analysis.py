@@ -112,6 +112,8 @@ def analysis(
     needs: tuple[str, ...] = (),
     uses: tuple[str, ...] = (),
     passes: int = 60,
+    holds: int = 500,
+    n: int | None = None,
     group: str = "evidence",
     check: Callable[[S, Question, int], None] | None = None,
 ) -> Callable[[Callable[[Pair, S], Result]], Analysis[S]]:
@@ -119,11 +121,12 @@ def analysis(
 
     `version` is raised when the same subject and settings would give other numbers. `needs` names parts of the pair
     that must be ready: `arms`. `uses` names arms (or `siblings`: other fine-tunes) that it looks at where the pair has them.
-    `passes` says about how many forward passes over a test set it costs, for a plan's estimate; `group` names its page.
+    `passes` says about how many forward passes over a test set it costs, `holds` how many megabytes it holds at most beside the
+    models, `n` its default number of examples where that is not the study's: a plan's estimate rests on them. `group` names its page.
     `check(settings, question, blocks)` raises `UserError` on settings that no pair with that question and number of blocks
     can honour, so that a plan refuses them before anything is trained.
     """
-    del needs, passes, group  # read by the registry, from the source
+    del needs, passes, holds, n, group  # read by the registry, from the source
 
     def declare(function: Callable[[Pair, S], Result]) -> Analysis[S]:
         from typing import get_type_hints

@@ -43,6 +43,10 @@ class Entry:
     """About how many forward passes over a test set it costs."""
     group: str
     """The page of the dashboard that shows it, one of `GROUPS`."""
+    holds: int
+    """Megabytes that it holds at most beside the models, however many the examples: what its batches and tables take."""
+    n: int | None
+    """Examples that it takes by default, where that is not the study's own number."""
     uses: tuple[str, ...]
     """What it looks at where a pair has it: names of arms, or `siblings` for other fine-tunes; it runs without as well."""
 
@@ -102,6 +106,8 @@ def _describe(path: Path, package: str) -> Entry | None:
                         paper=str(facts.get("paper", "")),
                         needs=tuple(facts.get("needs", ())),
                         passes=int(facts.get("passes", 60)),
+                        holds=int(facts.get("holds", 500)),
+                        n=int(facts["n"]) if "n" in facts else None,
                         group=str(facts.get("group", "evidence")),
                         uses=tuple(facts.get("uses", ())),
                     )

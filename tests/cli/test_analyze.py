@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import json
+
 import pandas as pd
 import pytest
 
+from workbench.cli.common import human_bytes, human_seconds
+from workbench.errors import UserError
 from workbench.registry import analyses
 
 
@@ -38,6 +42,38 @@ def test_one_pair_as_json(cli, copied, name):
         pd.testing.assert_frame_equal(pd.read_parquet(path), stored.tables[table])
     assert {m["metric"] for m in body["headline"]} == {m.metric for m in stored.headline}
     assert any(m["value"] is None for m in body["headline"]) == (name == "revival")
+
+
+def test_what_it_will_take_is_said_before_it_starts(cli, copied, monkeypatch):
+    from workbench.studies.handle import Study
+
+    asked = ("analyze", "tiny:wrapped", "--with", "pruning", "--set", "n=33")
+    ran = []
+    monkeypatch.setattr(Study, "analyze", lambda *_: ran.append(True) or exit_with("as far as this"))
+    said = cli(*asked)
+    (stage,) = copied.stages_of("wrapped", "pruning", {"n": 33})
+    first, second = said.err.splitlines()
+    assert first == (
+        f"pruning on tiny:wrapped: 1 seed, about {human_seconds(stage.seconds)} on one core, "
+        f"up to {human_bytes(stage.memory)} of memory"
+    )
+    assert second == "error: as far as this"
+    assert said.out == ""
+    assert ran
+
+
+def exit_with(sentence):
+    raise UserError(sentence)
+
+
+def test_the_estimate_is_no_part_of_the_json_and_not_said_of_what_is_done(cli, copied):
+    asked = ("analyze", "tiny:wrapped", "--with", "pruning", "--set", "n=33", "--json")
+    first, again = cli(*asked), cli(*asked)
+    assert first.err.startswith("pruning on tiny:wrapped: 1 seed, about ")
+    assert first.err.count("\n") == 1
+    assert again.err == ""
+    assert first.out == again.out
+    assert json.loads(first.out)["name"] == "pruning"
 
 
 def test_tables_of_several_seeds_are_told_apart(tmp_path):

@@ -58,7 +58,7 @@ def graphs(draw) -> list[Stage]:
     for i in range(draw(st.integers(1, 10))):
         chosen = draw(st.lists(st.sampled_from(stages), unique_by=lambda s: s.name, max_size=3)) if stages else []
         seconds = draw(st.floats(0, 100))
-        stages.append(Stage(f"s{i}", "pretrain", 0, {"i": i}, tuple(s.key for s in chosen), 1, seconds, 0))
+        stages.append(Stage(f"s{i}", "pretrain", 0, {"i": i}, tuple(s.key for s in chosen), 1, seconds, 0, 0))
     return stages
 
 
@@ -116,8 +116,8 @@ def test_the_longest_way_to_the_end_goes_first(stages):
 
 
 def test_the_sentence_about_failures():
-    stages = [Stage(f"s{i}", "pretrain", 0, {"i": i}, (), 1, 1.0, 0) for i in range(3)]
-    child = Stage("child", "finetune", 0, {}, (stages[0].key,), 1, 1.0, 0)
+    stages = [Stage(f"s{i}", "pretrain", 0, {"i": i}, (), 1, 1.0, 0, 0) for i in range(3)]
+    child = Stage("child", "finetune", 0, {}, (stages[0].key,), 1, 1.0, 0, 0)
     schedule = local._Schedule({stage.key: stage for stage in (*stages, child)})
     schedule.fail(stages[0], "it was too hot.")
     schedule.fail(stages[2], "so was it")

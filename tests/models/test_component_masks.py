@@ -90,22 +90,30 @@ def test_activations_kept_or_made_anew_give_the_same_mask(planted, monkeypatch):
     assert torch.allclose(kept.neurons, anew.neurons, atol=1e-4)
 
 
-def test_every_prompt_is_seen_before_any_comes_again(planted):
-    _, donor, examples = planted
-    seen = [batch.tokens for batch, _ in component_masks._batches(donor, examples, 7, 32, 0)]
-    assert [len(tokens) for tokens in seen] == [32] * 7
+def test_a_step_in_parts_is_the_same_step(planted, monkeypatch):
+    receiver, donor, examples = planted
+    whole = learn_mask(receiver, donor, examples, 0.01, **{**TRAINING, "steps": 5})
+    monkeypatch.setattr(component_masks, "slopes_at_once", lambda *_: 5)  # steps of 16 prompts run as 5, 5, 5 and 1
+    parts = learn_mask(receiver, donor, examples, 0.01, **{**TRAINING, "steps": 5})
+    assert not torch.equal(whole.heads, torch.ones_like(whole.heads))
+    assert torch.allclose(whole.heads, parts.heads, atol=1e-3)
+    assert torch.allclose(whole.neurons, parts.neurons, atol=1e-3)
+
+
+def test_every_prompt_is_seen_before_any_comes_again():
+    seen = component_masks._steps(96, 7, 32, 0)
+    assert [len(rows) for rows in seen] == [32] * 7
     for epoch in (seen[:3], seen[3:6]):
-        rows = sorted(map(tuple, torch.cat(epoch).tolist()))
-        assert rows == sorted(map(tuple, examples.tokens.tolist()))
+        assert sorted(torch.cat(epoch).tolist()) == list(range(96))
     assert not torch.equal(torch.cat(seen[:3]), torch.cat(seen[3:6]))
 
 
-def test_each_batch_comes_with_what_the_donor_holds_on_it(planted):
+def test_what_is_held_on_some_prompts(planted):
     _, donor, examples = planted
-    for batch, given in component_masks._batches(donor, examples, 2, 20, 3):
-        own = inner(donor, batch)
-        for kept, made in zip((*given.heads, *given.neurons), (*own.heads, *own.neurons), strict=True):
-            assert torch.allclose(kept[:, : made.shape[1]], made, atol=1e-5)  # all prompts together are shown further
+    rows = torch.tensor([3, 90, 17])
+    given, own = inner(donor, examples).of(rows), inner(donor, examples[rows])
+    for kept, made in zip((*given.heads, *given.neurons), (*own.heads, *own.neurons), strict=True):
+        assert torch.allclose(kept[:, : made.shape[1]], made, atol=1e-5)  # all prompts together are shown further
 
 
 def test_answers_with_none_are_the_receivers_and_over_batches_the_same(planted, monkeypatch):

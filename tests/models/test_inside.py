@@ -9,7 +9,7 @@ from workbench.errors import UserError
 from workbench.models.anatomy import matrix
 from workbench.models.compiled import build
 from workbench.models.fingerprint import check_unchanged
-from workbench.models.inside import attention_patterns, hidden_neurons, neuron_names, seen, with_names
+from workbench.models.inside import answering_neurons, attention_patterns, hidden_neurons, neuron_names, seen, with_names
 from workbench.models.lens import lens
 from workbench.models.units import units_of
 from workbench.protocols import load_task
@@ -50,6 +50,15 @@ def test_hidden_neurons_are_the_inputs_of_the_second_layer(make_model, random_ex
     model(input_ids=examples.tokens[:, : seen(examples)])
     hook.remove()
     assert torch.allclose(out(found), kept[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_neurons_of_all_blocks_where_the_answer_is_predicted(make_model, random_examples, kind, padded):
+    model, examples = make_model(kind), random_examples(padded=padded)
+    found, rows = answering_neurons(model, examples), torch.arange(len(examples))
+    assert found.shape == (6, 2, 24)
+    for block in range(2):
+        assert torch.equal(found[:, block], hidden_neurons(model, examples, block)[rows, examples.answer_position])
 
 
 def test_the_model_is_left_alone(make_model, random_examples, kind):

@@ -9,7 +9,7 @@ from workbench.models import sensitivity
 from workbench.models.anatomy import anatomy, blocks, matrix
 from workbench.models.fingerprint import check_unchanged
 from workbench.models.forward import nll
-from workbench.models.sensitivity import hessian_diagonals, mean_gradients, mean_sizes
+from workbench.models.sensitivity import hessian_diagonals, mean_gradients, mean_sizes, slopes_at_once
 
 
 def projections(model):
@@ -88,3 +88,17 @@ def test_too_many_entries_for_an_exact_diagonal_are_refused(make_model, random_e
     model = make_model()
     with pytest.raises(UserError, match=r"an exact Hessian diagonal of 384 entries .* give a number of probes"):
         hessian_diagonals(model, projections(model)[-1:], random_examples(), None)
+
+
+def test_fewer_examples_at_once_give_the_same_slopes(make_model, random_examples, kind, monkeypatch):
+    model, examples = make_model(kind), random_examples()
+    modules = projections(model)
+    each = sensitivity.SLOPE_BYTES // slopes_at_once(model, examples, 10**9)  # about what one example needs
+    assert slopes_at_once(model, examples, 4) == 4
+    whole = mean_gradients(model, modules, examples)
+    monkeypatch.setattr(sensitivity, "SLOPE_BYTES", int(2.5 * each) + 8)
+    assert slopes_at_once(model, examples, 128) == 2
+    for few, all_ in zip(mean_gradients(model, modules, examples), whole, strict=True):
+        assert torch.allclose(few, all_, atol=1e-6)
+    monkeypatch.setattr(sensitivity, "SLOPE_BYTES", 0)
+    assert slopes_at_once(model, examples, 128) == 1

@@ -16,7 +16,7 @@ from workbench.protocols import compiled_weights, load_task
 from workbench.registry import analyses
 from workbench.runs import Store
 from workbench.studies.loading import parse_study
-from workbench.studies.plan import STAGE_SECONDS, Plan, plan
+from workbench.studies.plan import PROCESS_BYTES, STAGE_SECONDS, Plan, plan
 from workbench.studies.spec import Arm
 from workbench.studies.stage import not_done
 
@@ -365,6 +365,49 @@ def test_costs_grow_with_the_work():
     assert many.seconds - STAGE_SECONDS > 50 * (few.seconds - STAGE_SECONDS)
     assert many.bytes > few.bytes
     assert (wide.seconds - STAGE_SECONDS) / (few.seconds - STAGE_SECONDS) == pytest.approx(wide.bytes / few.bytes)
+
+
+PAPER = {"kind": "gpt2", "blocks": 6, "heads": 6, "width": 192}
+
+
+def test_memory_grows_with_the_model_and_the_texts_up_to_what_batches_hold():
+    """An analysis takes the process, the models, and of all its examples no more than its batches and tables do."""
+
+    def memory(examples, name="behaviour", settings=None, **model):
+        made = planned(
+            analyses={name: settings or {}},
+            model={**body()["model"], **model},
+            evaluation={**body()["evaluation"], "final_examples": examples},
+        )
+        return made.pairs[0].analyses[name].memory
+
+    few, many = memory(16), memory(32)
+    assert PROCESS_BYTES < few < many
+    assert memory(16, width=64) > few
+    assert memory(16, blocks=4) > few
+    assert memory(10**6) == memory(10**7)
+    held = memory(10**6, "patching", {"n": 10**6}) - memory(10**6)
+    assert held == 10**6 * (analyses["patching"].holds - analyses["behaviour"].holds)
+    assert memory(10**6, "patching", {"n": 32}) == many
+    assert memory(32, "along", {"follow": "behaviour"}) == many
+
+
+def test_a_training_holds_its_batch():
+    before = planned().stages[0]
+    assert before.memory > PROCESS_BYTES
+    assert changed("pretrain.base.batch_size", 64).stages[0].memory > before.memory
+    assert changed("pretrain.base.steps", 2000).stages[0].memory == before.memory
+
+
+def test_no_analysis_of_the_papers_models_needs_two_gigabytes():
+    every = {name: {} for name in analyses.names()}
+    made = planned(
+        analyses=every,
+        model=PAPER,
+        task={"kind": "pcfg", "text_length": 250},
+        evaluation={"examples": 16, "final_examples": 1000},
+    )
+    assert {s.spec["analysis"]: s.memory for s in made.pairs[0].analyses.values() if s.memory > 2e9} == {}
 
 
 def test_the_estimate_of_disk_is_what_the_weights_take(whole):

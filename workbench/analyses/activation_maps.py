@@ -17,7 +17,7 @@ from workbench.errors import UserError
 from workbench.examples import Examples
 from workbench.measures import DRAWS, derived, draw, shares
 from workbench.models.anatomy import neuron_shape
-from workbench.models.inside import hidden_neurons, neuron_names
+from workbench.models.inside import answering_neurons, hidden_neurons, neuron_names
 from workbench.results import Evidence, Metric, Result
 from workbench.statistics import bootstrap_mean
 from workbench.subjects import Pair, Question
@@ -44,7 +44,7 @@ def _check(settings: ActivationMapsSettings, question: Question, blocks: int) ->
         )
 
 
-@analysis(version=1, paper="Jain+23 Fig 46, 47", group="lenses", check=_check)
+@analysis(version=1, holds=600, n=200, passes=12, paper="Jain+23 Fig 46, 47", group="lenses", check=_check)
 def activation_maps(pair: Pair, settings: ActivationMapsSettings) -> Result:
     """Activations of the hidden MLP neurons of base and tuned model on O_PT texts at C_Te = 0 [Jain+23 Fig 46, 47, 53, 54].
 
@@ -60,10 +60,7 @@ def activation_maps(pair: Pair, settings: ActivationMapsSettings) -> Result:
     examples = draw(pair, pair.capability, shares(pair, pair.capability)[0], settings.n)
     blocks, width = neuron_shape(pair.base)
     kept = _maps(pair, examples[: settings.maps], settings.block)
-    base, tuned = (
-        np.concatenate([_at_read(model, examples, block) for block in range(blocks)], axis=1)
-        for model in (pair.base, pair.tuned)
-    )
+    base, tuned = (_at_read(model, examples) for model in (pair.base, pair.tuned))
     change = np.abs(tuned - base)
     order = np.argsort(-change.mean(0), kind="stable")
     names = [name for block in range(blocks) for name in neuron_names(pair.base, block)]
@@ -99,14 +96,10 @@ def _ratio(name: str, part: np.ndarray, whole: np.ndarray, seed: int) -> Metric:
     return derived(name, value, draws, len(part), "share")
 
 
-def _at_read(model: PreTrainedModel, examples: Examples, block: int) -> np.ndarray:
-    """Activations at the read position `[n, neurons]`."""
-    parts: list[torch.Tensor] = []
-    for start in range(0, len(examples), BATCH):
-        batch = examples[start : start + BATCH].to(model.device)
-        found = hidden_neurons(model, batch, block)
-        parts.append(found[torch.arange(len(batch)), batch.answer_position.cpu()])
-    return torch.cat(parts).numpy().astype(np.float64)
+def _at_read(model: PreTrainedModel, examples: Examples) -> np.ndarray:
+    """Activations of all blocks at the read position `[n, blocks * neurons]`."""
+    batches = [examples[start : start + BATCH].to(model.device) for start in range(0, len(examples), BATCH)]
+    return torch.cat([answering_neurons(model, batch).flatten(1) for batch in batches]).numpy().astype(np.float64)
 
 
 def _maps(pair: Pair, examples: Examples, block: int) -> pd.DataFrame:

@@ -24,6 +24,8 @@ from workbench.results import Evidence, Metric, Result
 from workbench.subjects import Pair, Question
 
 BATCH = 64
+PATTERN_BYTES = 128 * 2**20
+"""What the patterns of one batch may take; they are held twice, and batches shrink to fit."""
 MOST_TOKENS = 12
 """Token classes of the summary: the most frequent ones of the texts."""
 
@@ -45,7 +47,9 @@ def _check(settings: AttentionMapsSettings, question: Question, blocks: int) -> 
         )
 
 
-@analysis(version=2, paper="Jain+23 Fig 10, 39-45", group="lenses", uses=("revived",), check=_check)
+@analysis(
+    version=2, holds=900, n=200, passes=20, paper="Jain+23 Fig 10, 39-45", group="lenses", uses=("revived",), check=_check
+)
 def attention_maps(pair: Pair, settings: AttentionMapsSettings) -> Result:
     """Attention of base, tuned and revived model on O_PT texts at C_Te = 0 [Jain+23 Fig 10, 39-45, 48-52].
 
@@ -117,8 +121,10 @@ def _classes(pair: Pair, examples: Examples, trained: Examples, shown: int) -> C
 def _rows(model: PreTrainedModel, examples: Examples) -> Float[np.ndarray, "blocks heads n key"]:
     """What the read position attends to."""
     parts: list[torch.Tensor] = []
-    for start in range(0, len(examples), BATCH):
-        batch = examples[start : start + BATCH]
+    blocks, heads = head_shape(model)
+    size = max(1, min(BATCH, PATTERN_BYTES // (4 * blocks * heads * examples.tokens.shape[1] ** 2)))
+    for start in range(0, len(examples), size):
+        batch = examples[start : start + size]
         patterns = attention_patterns(model, batch.to(model.device))
         parts.append(patterns[:, torch.arange(len(batch)), :, batch.answer_position])  # [n, blocks, heads, key]
     longest = max(part.shape[-1] for part in parts)

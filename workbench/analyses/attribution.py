@@ -45,7 +45,7 @@ class AttributionSettings(Settings):
     )
 
 
-@analysis(version=1, passes=8, paper="2211.00593", group="lenses", uses=("revived",))
+@analysis(version=1, holds=600, passes=8, paper="2211.00593", group="lenses", uses=("revived",))
 def attribution(pair: Pair, settings: AttributionSettings) -> Result:
     """Direct logit attribution of base, tuned and revived model on O_PT prompts at C_Te = 0, at the answer.
 

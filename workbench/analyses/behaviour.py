@@ -44,7 +44,7 @@ class BehaviourSettings(Settings):
     n: int | None = Field(None, ge=16, description="test examples per set; the pair's own number when empty")
 
 
-@analysis(version=2, passes=12, paper="Jain+23 §4.1")
+@analysis(version=2, holds=600, passes=12, paper="Jain+23 §4.1")
 def behaviour(pair: Pair, settings: BehaviourSettings) -> Result:
     """Accuracies of the models on what was lost, what was trained and what should have stayed [Jain+23 Fig 5, 6, 60-75].
 

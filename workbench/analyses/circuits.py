@@ -71,7 +71,15 @@ class Scored:
         return self if kind == "edges" else Scored(*(node_scores(scores, edges) for scores in (self.select, self.test)))
 
 
-@analysis(version=1, paper="2502.11812; EAP 2310.10348; EAP-IG 2403.17806", group="patching", uses=("revived",), passes=300)
+@analysis(
+    version=1,
+    holds=800,
+    n=100,
+    paper="2502.11812; EAP 2310.10348; EAP-IG 2403.17806",
+    group="patching",
+    uses=("revived",),
+    passes=1500,
+)
 def circuits(pair: Pair, settings: CircuitsSettings) -> Result:
     """Top edges and nodes by attribution in base, tuned and revived model, what they share, and how faithful they are [2502.11812].
 

@@ -52,7 +52,9 @@ class ConnectivitySettings(Settings):
 
 @analysis(
     version=1,
-    passes=70,
+    holds=600,
+    n=300,
+    passes=117,
     paper="2505.22310; Garipov+18 1802.10026; Frankle+20 1912.05671; Ilharco+23 2212.04089",
     group="weights",
     uses=("revived", "never_had_it"),

@@ -63,6 +63,7 @@ def _check(settings: CrosscoderSettings, question: Question, blocks: int) -> Non
 
 @analysis(
     version=1,
+    holds=900,
     paper="Lindsey+24; 2504.02922",
     group="representations",
     passes=120,

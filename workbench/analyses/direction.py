@@ -68,6 +68,7 @@ class DirectionSettings(Settings):
 
 @analysis(
     version=1,
+    holds=700,
     group="directions",
     paper="Arditi+24 2406.11717; Soligo+25 2506.11618",
     uses=("revived", "siblings"),

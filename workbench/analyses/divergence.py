@@ -54,7 +54,7 @@ class DivergenceSettings(Settings):
     text_positions: int = Field(10, ge=1, description="positions of the text that are listed, evenly spaced, at most")
 
 
-@analysis(version=1, passes=26, paper="2406.05946; 2309.10105", group="lenses", uses=("revived",))
+@analysis(version=1, holds=600, passes=26, paper="2406.05946; 2309.10105", group="lenses", uses=("revived",))
 def divergence(pair: Pair, settings: DivergenceSettings) -> Result:
     """KL(model || base) of the next token's distribution, in nats, at every place of a prompt, with the right tokens given.
 

@@ -34,6 +34,7 @@ from workbench.measures import (
 )
 from workbench.models.forward import nll
 from workbench.models.matrices import check_alike
+from workbench.models.sensitivity import slopes_at_once
 from workbench.results import Direction, Evidence, Metric, Result
 from workbench.seeds import torch_generator
 from workbench.statistics import bootstrap_mean
@@ -58,7 +59,7 @@ class GraftingSettings(Settings):
     control_examples: int = Field(200, ge=16, description="examples (at most) for random weights")
 
 
-@analysis(version=1, passes=110, group="weights", paper="Panigrahi+23 2302.06600; Jain+23 §D")
+@analysis(version=1, holds=700, passes=110, group="weights", paper="Panigrahi+23 2302.06600; Jain+23 §D")
 def grafting(pair: Pair, settings: GraftingSettings) -> Result:
     """O_PT and O_FT as a share of the fine-tuning difference d = theta_tuned - theta_start is reverted or grafted [2302.06600].
 
@@ -130,8 +131,9 @@ def slope(model: PreTrainedModel, examples: Examples, batch_size: int = 128) -> 
     parameters = list(model.parameters())
     total = torch.zeros(sum(p.numel() for p in parameters), device=model.device, dtype=model.dtype)
     with torch.enable_grad():
-        for start in range(0, len(examples), batch_size):
-            loss = nll(model, examples[start : start + batch_size].to(model.device)).sum()
+        size = slopes_at_once(model, examples, batch_size)
+        for start in range(0, len(examples), size):
+            loss = nll(model, examples[start : start + size].to(model.device)).sum()
             # The embedding of a position that no text reaches has no part in the loss.
             found = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
             total += parameters_to_vector(found)

@@ -76,7 +76,7 @@ class Read:
     """Log-probability of the answer in the whole vocabulary."""
 
 
-@analysis(version=1, passes=16, paper="nostalgebraist 2020; 2409.18025", group="lenses", uses=("revived",))
+@analysis(version=1, holds=500, passes=16, paper="nostalgebraist 2020; 2409.18025", group="lenses", uses=("revived",))
 def logit_lens(pair: Pair, settings: LogitLensSettings) -> Result:
     """The answer as read by the model's own head from the residual stream after the embedding and every block.
 

@@ -23,6 +23,7 @@ from workbench.examples import Examples
 from workbench.measures import DRAWS, certain, derived, draw, mean_metric, role_of, shares
 from workbench.models.anatomy import anatomy, blocks, matrix
 from workbench.models.forward import answer_logits
+from workbench.models.sensitivity import slopes_at_once
 from workbench.models.sites import EMBEDDING, Replacement, record, replaced
 from workbench.models.steering import points, streams_at
 from workbench.results import Direction, Evidence, Metric, Result
@@ -44,6 +45,7 @@ class OffsetSettings(Settings):
 
 @analysis(
     version=1,
+    holds=900,
     group="directions",
     paper="Lee+24 2401.01967; Jain+24 2407.10264; Yang+24 2411.06424",
     uses=("revived",),
@@ -167,8 +169,9 @@ def input_gradients(model: PreTrainedModel, examples: Examples) -> Float[Tensor,
     Of an answer of several tokens its first counts. No parameter receives a gradient.
     """
     parts: list[Tensor] = []
-    for start in range(0, len(examples), BATCH):
-        batch = examples[start : start + BATCH].to(model.device)
+    size = slopes_at_once(model, examples, BATCH)
+    for start in range(0, len(examples), size):
+        batch = examples[start : start + size].to(model.device)
         embedded = record(model, batch, [EMBEDDING])[EMBEDDING].requires_grad_()
         with torch.enable_grad(), replaced(model, {EMBEDDING: Replacement(embedded)}):
             logits = answer_logits(model, batch)[:, 0]

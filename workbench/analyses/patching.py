@@ -50,10 +50,12 @@ class PatchingSettings(Settings):
 
 @analysis(
     version=1,
+    holds=800,
+    n=128,
     paper="Vig+20 2004.12265; Meng+22 2202.05262; Zhang+24 2309.16042",
     group="patching",
     uses=("revived",),
-    passes=120,
+    passes=470,
 )
 def patching(pair: Pair, settings: PatchingSettings) -> Result:
     """Effects of single activations of the counterfactual run, in base, tuned and revived model [Vig+20; Meng+22; 2309.16042].

@@ -41,7 +41,15 @@ class PathPatchingSettings(Settings):
     receivers: Literal["all", "heads"] = Field("all", description="`heads` leaves MLPs and the logits out")
 
 
-@analysis(version=1, paper="Wang+22 2211.00593; Goldowsky-Dill+23 2304.05969", group="patching", uses=("revived",), passes=150)
+@analysis(
+    version=1,
+    holds=700,
+    n=100,
+    paper="Wang+22 2211.00593; Goldowsky-Dill+23 2304.05969",
+    group="patching",
+    uses=("revived",),
+    passes=750,
+)
 def path_patching(pair: Pair, settings: PathPatchingSettings) -> Result:
     """Effects of direct paths between components, in base, tuned and revived model [Wang+22 2211.00593; 2304.05969].
 

@@ -54,7 +54,7 @@ class Cell:
     """`true` or `shuffled`."""
 
 
-@analysis(version=2, passes=45, paper="Jain+23 §D")
+@analysis(version=2, holds=600, passes=45, paper="Jain+23 §D")
 def probing(pair: Pair, settings: ProbingSettings) -> Result:
     """Accuracy of linear probes for O_PT and O_FT in every residual stream, with their controls [Jain+23 §D; Fig 8, 22-25, 90].
 

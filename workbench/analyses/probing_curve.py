@@ -118,7 +118,7 @@ def _check(settings: ProbingCurveSettings, question: Question, blocks: int) -> N
         _check_point(settings.point, blocks + 1)
 
 
-@analysis(version=1, passes=180, paper="Voita & Titov 2020", check=_check)
+@analysis(version=1, holds=600, passes=180, paper="Voita & Titov 2020", check=_check)
 def probing_curve(pair: Pair, settings: ProbingCurveSettings) -> Result:
     """Probe accuracy over the number of training examples, and the online codelength of the labels, for every model.
 

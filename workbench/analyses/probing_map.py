@@ -52,7 +52,7 @@ def _check(settings: ProbingMapSettings, question: Question, blocks: int) -> Non
     _labels(question, settings)
 
 
-@analysis(version=1, passes=100, paper="Jain+23 §D", check=_check)
+@analysis(version=1, holds=900, passes=100, paper="Jain+23 §D", check=_check)
 def probing_map(pair: Pair, settings: ProbingMapSettings) -> Result:
     """Accuracy of linear probes per residual point and position of the prompt, for base, tuned and untrained model.
 

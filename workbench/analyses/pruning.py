@@ -72,7 +72,7 @@ class PruningSettings(Settings):
         return self
 
 
-@analysis(version=2, passes=35, paper="Jain+23 §D")
+@analysis(version=2, holds=700, passes=35, paper="Jain+23 §D")
 def pruning(pair: Pair, settings: PruningSettings) -> Result:
     """Accuracy of the tuned model with its K most harmful hidden neurons removed [Jain+23 §D, Alg. 3; Fig 7, 55-59, 79-89].
 

@@ -43,7 +43,7 @@ class PruningScoresSettings(Settings):
     probes: int = Field(32, ge=1, description="random probes of the second derivatives, for the score obd")
 
 
-@analysis(version=2, passes=330, paper="Jain+23 §D; 2402.05162")
+@analysis(version=2, holds=900, passes=330, paper="Jain+23 §D; 2402.05162")
 def pruning_scores(pair: Pair, settings: PruningScoresSettings) -> Result:
     """Accuracy of the tuned model as units are removed in the order of every score that is defined for them.
 

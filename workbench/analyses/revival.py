@@ -59,7 +59,7 @@ class Arm:
         return float(self.steps[self.steps > 0].min(initial=math.inf)) if (self.steps > 0).any() else 1.0
 
 
-@analysis(version=2, passes=1, paper="Jain+23 §5, §E.4", needs=("arms",))
+@analysis(version=2, holds=300, passes=1, paper="Jain+23 §5, §E.4", needs=("arms",))
 def revival(pair: Pair, settings: RevivalSettings) -> Result:
     """Training steps and examples until O_PT is back at 95 %, for each arm [Jain+23 Fig 9, 26-29, 76-78, Tab 4].
 

@@ -55,6 +55,7 @@ class SimilaritySettings(Settings):
 
 @analysis(
     version=1,
+    holds=1000,
     paper="Kornblith+19 1905.00414; Williams+21 2110.14739; Davari+22 2210.16156",
     group="representations",
     uses=("revived", "siblings"),

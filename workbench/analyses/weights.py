@@ -42,6 +42,7 @@ class WeightsSettings(Settings):
 
 @analysis(
     version=1,
+    holds=700,
     passes=60,
     paper="Jain+24 2407.10264; Shuttleworth+24 2410.21228; Wei+24 2402.05162",
     group="weights",

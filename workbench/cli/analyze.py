@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from workbench.cli.common import Json, StorePath, print_json, print_table, say
+from workbench.cli.common import Json, StorePath, human_bytes, human_seconds, print_json, print_table, say
 from workbench.errors import UserError
+
+if TYPE_CHECKING:
+    from workbench.studies.handle import Study
 
 
 def analyze(
@@ -60,6 +64,7 @@ def analyze(
         name, values = "along", {"follow": name, "settings": values, "of": training}
     out: list[dict[str, Any]] = []
     for chosen in (pair,) if pair else study.pair_names:
+        _say_cost(study, chosen, name, values, seed)
         result, paths = study.analyze(chosen, name, values, seed)
         printed: dict[str, Any] = {**result.to_json(), "tables": _tables(paths), "pair": chosen}
         out.append(printed)
@@ -75,6 +80,20 @@ def analyze(
             say(f"  tables: {', '.join(str(path) for path in paths)}")
     if json:
         print_json(out[0] if pair else out)
+
+
+def _say_cost(study: Study, pair: str, name: str, settings: dict[str, Any], seed: int | None) -> None:
+    """About what is to do takes, on standard error: what is asked for goes to the other. Nothing where all is done."""
+    from workbench.studies.stage import not_done
+
+    missing = not_done(study.store, study.stages_of(pair, name, settings, seed))
+    if missing:
+        seeds = f"{len(missing)} seed" + ("s" if len(missing) > 1 else "")
+        sys.stderr.write(
+            f"{name} on {study.name}:{pair}: {seeds}, about {human_seconds(sum(s.seconds for s in missing))} on one core, "
+            f"up to {human_bytes(max(s.memory for s in missing))} of memory\n"
+        )
+        sys.stderr.flush()
 
 
 def _tables(runs: Sequence[Path]) -> dict[str, str]:

@@ -99,14 +99,19 @@ def plan_(name: Name, overrides: Overrides = None, seeds: Seeds = None, store: S
                         "state": states[s.key],
                         "seconds": round(s.seconds, 1),
                         "bytes": s.bytes,
+                        "memory": s.memory,
                     }
                     for s in study.plan.stages
                 ],
             }
         )
         return
-    rows = [(s.name, s.key, states[s.key], human_seconds(s.seconds), human_bytes(s.bytes)) for s in study.plan.stages]
-    print_table(f"{study.name}: {len(rows)} stages", ("stage", "key", "state", "about", "disk"), rows, right=("about", "disk"))
+    rows = [
+        (s.name, s.key, states[s.key], human_seconds(s.seconds), human_bytes(s.memory), human_bytes(s.bytes))
+        for s in study.plan.stages
+    ]
+    columns = ("stage", "key", "state", "about", "memory", "disk")
+    print_table(f"{study.name}: {len(rows)} stages", columns, rows, right=("about", "memory", "disk"))
     print_cost(study, None)
 
 

@@ -7,18 +7,19 @@ answers plus a penalty on the sum of m; after every step it is cut off at 0 and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from workbench.examples import Examples
 from workbench.models.anatomy import head_shape, neuron_shape
 from workbench.models.forward import accuracy, nll
-from workbench.models.mixing import Inner, inner, mixed
+from workbench.models.mixing import inner, mixed
+from workbench.models.sensitivity import slopes_at_once
 from workbench.seeds import torch_generator
 
 KEEP_BYTES = 256 * 2**20
@@ -95,12 +96,18 @@ def learn_mask(
     start = constant_mask(receiver, 1.0, whole_mlps)
     shares = [part.to(receiver.device, receiver.dtype).requires_grad_() for part in (start.heads, start.neurons)]
     optimizer = torch.optim.Adam(shares, lr=rate)
-    for batch, given in _batches(donor, examples, steps, batch_size, seed):
-        batch = batch.to(receiver.device)
-        with torch.enable_grad(), mixed(receiver, given, *Mask(*shares).fitted(receiver)):
-            loss = nll(receiver, batch).mean() + penalty * sum(part.sum() for part in shares)
-        for part, slope in zip(shares, torch.autograd.grad(loss, shares), strict=True):
-            part.grad = slope
+    held = inner(donor, examples.to(donor.device)) if len(examples) <= _kept(donor, examples) else None
+    at_once = slopes_at_once(receiver, examples, batch_size)  # larger steps run in parts, whose slopes add up
+    for rows in _steps(len(examples), steps, batch_size, seed):
+        optimizer.zero_grad()
+        for i, some in enumerate(rows.split(at_once)):
+            batch = examples[some]
+            given = inner(donor, batch.to(donor.device)) if held is None else held.of(some)
+            with torch.enable_grad(), mixed(receiver, given, *Mask(*shares).fitted(receiver)):
+                loss = nll(receiver, batch.to(receiver.device)).mean() * (len(some) / len(rows))
+                if i == 0:
+                    loss = loss + penalty * sum(part.sum() for part in shares)
+            loss.backward(inputs=shares)
         optimizer.step()
         with torch.no_grad():
             for part in shares:
@@ -108,18 +115,11 @@ def learn_mask(
     return Mask(*(part.detach().float().cpu() for part in shares))
 
 
-def _batches(donor: PreTrainedModel, examples: Examples, steps: int, size: int, seed: int) -> Iterator[tuple[Examples, Inner]]:
-    """Random prompts with what the donor holds on them; every prompt is seen before any comes again."""
-    generator, n = torch_generator(seed, "mask batches"), len(examples)
+def _steps(n: int, steps: int, size: int, seed: int) -> Sequence[Int[Tensor, " rows"]]:
+    """Random prompts for every step; every prompt is seen before any comes again."""
+    generator = torch_generator(seed, "mask batches")
     order = torch.cat([torch.randperm(n, generator=generator) for _ in range(-(-steps * size // n))])
-    whole = inner(donor, examples.to(donor.device)) if n <= _kept(donor, examples) else None
-    for step in range(steps):
-        rows = order[step * size : (step + 1) * size]
-        batch = examples[rows]
-        if whole is None:
-            yield batch, inner(donor, batch.to(donor.device))
-        else:
-            yield batch, Inner(donor, [z[rows] for z in whole.heads], [h[rows] for h in whole.neurons])
+    return order[: steps * size].split(size)
 
 
 def _kept(donor: PreTrainedModel, examples: Examples) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import ExitStack
 
 import pandas as pd
 import torch
@@ -51,6 +52,23 @@ def hidden_neurons(model: PreTrainedModel, examples: Examples, block: int) -> Fl
     finally:
         hook.remove()
     return kept[0]
+
+
+@torch.no_grad()
+def answering_neurons(model: PreTrainedModel, examples: Examples) -> Float[Tensor, "n blocks neurons"]:
+    """As `hidden_neurons`, of every block in one pass, at the position that predicts the answer.
+
+    Raises:
+        UserError: the architecture is unknown.
+    """
+    at = (torch.arange(len(examples), device=examples.tokens.device), examples.answer_position)
+    kept: list[Tensor] = []
+    with ExitStack() as stack:
+        for module in neuron_outputs(model):
+            hook = module.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0][at].float().cpu()))
+            stack.callback(hook.remove)
+        model.base_model(**model_inputs(model, examples, seen(examples)))
+    return torch.stack(kept, dim=1)
 
 
 def seen(examples: Examples) -> int:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -31,6 +31,10 @@ class Inner:
     heads: Sequence[Float[Tensor, "n t _"]]
     """Outputs of the heads, one after the other."""
     neurons: Sequence[Float[Tensor, "n t _"]]
+
+    def of(self, rows: Int[Tensor, " r"]) -> Inner:
+        """On some of the prompts."""
+        return Inner(self.model, [x[rows] for x in self.heads], [x[rows] for x in self.neurons])
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from workbench.examples import Examples
 from workbench.models.rerun import CleanRun, activations
 from workbench.models.sites import Site
 
-BATCH_BYTES = 512 * 2**20
+BATCH_BYTES = 256 * 2**20
 """What one batch may keep of its two runs; batches shrink to fit."""
 
 

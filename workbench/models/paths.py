@@ -6,7 +6,7 @@ receiver then does differently runs on through everything after it. All else tha
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -71,13 +71,16 @@ def path_grid(
     def one(rows: Tensor) -> Grid:
         run = CleanRun(model, examples[rows].to(model.device), sites)
         other = activations(donor.model, donor.examples[rows].to(donor.model.device), [s for s, _ in paths], run.shown)
-        change = {sender: _change(run, donor.model, sender, x.to(model.device)) for sender, x in other.items()}
+
+        def change(sender: Site) -> Tensor:  # of a head as wide as the stream, so one at a time
+            return _change(run, donor.model, sender, other[sender].to(model.device))
+
         return _one_batch(run, change, paths, lambda x, r: read(x, rows[r.cpu()]))
 
     return joined([one(rows) for rows in torch.arange(len(examples)).split(batch_size)])
 
 
-def _one_batch(run: CleanRun, changes: Mapping[Site, Tensor], paths: Sequence[tuple[Site, Site]], read: Read) -> Grid:
+def _one_batch(run: CleanRun, changes: Callable[[Site], Tensor], paths: Sequence[tuple[Site, Site]], read: Read) -> Grid:
     n, device = len(run.batch), run.answers.device
     plain = read(run.logits, torch.arange(n, device=device)).cpu()
     values = plain.expand(len(paths), *plain.shape).clone()
@@ -86,7 +89,7 @@ def _one_batch(run: CleanRun, changes: Mapping[Site, Tensor], paths: Sequence[tu
     for number, (sender, _) in enumerate(paths):
         numbers.setdefault(sender, []).append(number)
     for sender, mine in numbers.items():
-        change = changes[sender]
+        change = changes(sender)
         heads: dict[int, Tensor] = {}  # of each block, what all heads give when they read the change
         for number in mine:
             receiver = paths[number][1]

@@ -19,7 +19,7 @@ from workbench.examples import Examples
 from workbench.models.anatomy import anatomy, blocks, head_mask, head_shape, matrix, neuron_mask, neuron_shape
 from workbench.models.forward import hidden_states, nll
 from workbench.models.leave_one_out import leave_one_out
-from workbench.models.sensitivity import hessian_diagonals, inputs_of, mean_gradients, mean_sizes
+from workbench.models.sensitivity import hessian_diagonals, inputs_of, mean_gradients, mean_sizes, slopes_at_once
 from workbench.models.units import Units
 from workbench.seeds import torch_generator
 
@@ -117,8 +117,9 @@ def unit_scores(
     mask = torch.ones(shape(model), device=model.device, dtype=model.dtype, requires_grad=True)
     total = torch.zeros_like(mask)
     with torch.enable_grad(), masked(model, mask):
-        for start in range(0, len(examples), batch_size):
-            batch = examples[start : start + batch_size].to(model.device)
+        size = slopes_at_once(model, examples, batch_size)
+        for start in range(0, len(examples), size):
+            batch = examples[start : start + size].to(model.device)
             total += torch.autograd.grad(nll(model, batch).sum(), mask)[0]
     return (total / len(examples)).detach().cpu()
 

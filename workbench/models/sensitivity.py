@@ -18,11 +18,27 @@ from transformers import PreTrainedModel
 
 from workbench.errors import UserError
 from workbench.examples import Examples
+from workbench.models.anatomy import is_known, neuron_shape
 from workbench.models.forward import nll
 from workbench.seeds import torch_generator
 
 EXACT_AT_MOST = 20_000
 """Entries of a Hessian's diagonal that are taken one by one at most: each costs a backward pass."""
+
+SLOPE_BYTES = 384 * 2**20
+"""What one batch may keep for the way back; batches shrink to fit."""
+
+
+def slopes_at_once(model: PreTrainedModel, examples: Examples, most: int) -> int:
+    """Of how many examples what a backward pass needs fits into `SLOPE_BYTES`; at least 1, at most `most`.
+
+    Of each block and token it keeps about eight floats a hidden neuron (the nonlinearity's parts) and ten a dimension.
+    """
+    if not is_known(model):
+        return most
+    depth, neurons = neuron_shape(model)
+    each = 4 * examples.tokens.shape[1] * depth * (8 * neurons + 10 * int(model.config.hidden_size))
+    return max(1, min(most, SLOPE_BYTES // each))
 
 
 @contextmanager
@@ -47,7 +63,8 @@ def _rows(module: nn.Module, like_weight: Tensor) -> Float[Tensor, "out in"]:
     return like_weight if isinstance(module, nn.Linear) else like_weight.T
 
 
-def _batches(model: PreTrainedModel, examples: Examples, size: int) -> list[Examples]:
+def _batches(model: PreTrainedModel, examples: Examples, most: int, share: int = 1) -> list[Examples]:
+    size = max(1, min(most, slopes_at_once(model, examples, most * share) // share))
     return [examples[start : start + size].to(model.device) for start in range(0, len(examples), size)]
 
 
@@ -124,7 +141,8 @@ def hessian_diagonals(
     ]
     totals = [torch.zeros_like(w) for w in weights]
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-        for batch in _batches(model, examples, batch_size):
+        # The slopes have a graph of their own, and math attention keeps its patterns.
+        for batch in _batches(model, examples, batch_size, share=6):
             slopes = torch.autograd.grad(nll(model, batch).sum() / len(examples), weights, create_graph=True)
             if probes is None:
                 for total, weight, slope in zip(totals, weights, slopes, strict=True):

@@ -49,7 +49,7 @@ def streams_at(model: PreTrainedModel, examples: Examples, positions: Int[Tensor
     Memory: what is returned (on the CPU, in the model's precision), and one batch at all positions.
     """
     sites = [Site("stream", point) for point in range(points(model))]
-    size = _batch_size(model, examples)
+    size = max(1, _batch_size(model, examples) // 2)  # whole passes make more beside the streams than a cache holds
     found = torch.empty(len(sites), *positions.shape, int(model.config.hidden_size), dtype=model.dtype)
     for start in range(0, len(examples), size):
         batch = examples[start : start + size].to(model.device)

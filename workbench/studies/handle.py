@@ -214,6 +214,19 @@ class Study:
         from workbench.engine.local import run_stages
         from workbench.engine.progress import Silent
 
+        stages = self.stages_of(pair, analysis, settings, seed)
+        run_stages(stages, self.store, self.name, reporter=Silent(), inline=True)
+        runs = [run for stage in stages if (run := self.store.find(stage.key))]
+        return pool([run.result() for run in runs]), [run.path for run in runs]
+
+    def stages_of(
+        self, pair: str, analysis: str, settings: Mapping[str, Any] | None = None, seed: int | None = None
+    ) -> list[Stage]:
+        """What `analyze` would run, one stage for each seed; nothing is run.
+
+        Raises:
+            UserError: no such pair or analysis, or settings that do not fit.
+        """
         spec = self.spec.model_copy(update={"analyses": {analysis: dict(settings or {})}})
         analyses[analysis].load().settings(settings or {})  # pyright: ignore[reportFunctionMemberAccess]
         one = Study(spec, self.store)
@@ -222,9 +235,7 @@ class Study:
         if not stages:
             why = "no such seed" if not planned else "it needs the reverse fine-tunings, which this pair has none of"
             raise UserError(f"{analysis} cannot run on {pair!r}: {why}.")
-        run_stages(stages, self.store, self.name, reporter=Silent(), inline=True)
-        runs = [run for stage in stages if (run := self.store.find(stage.key))]
-        return pool([run.result() for run in runs]), [run.path for run in runs]
+        return stages
 
     def results(self, pair: str) -> dict[str, Result]:
         """All pooled results of a pair that are there, those of the study first.

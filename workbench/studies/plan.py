@@ -26,6 +26,10 @@ STOPS_AFTER = 0.6
 START_UP_SECONDS = 6.0
 STAGE_SECONDS = 0.7
 """What a stage takes besides its work: reading its parents, hashing, writing."""
+PROCESS_BYTES = 520_000_000
+"""What a process takes before its first batch, its libraries above all."""
+MODELS_HELD = 10
+"""Models that an analysis holds at once, copies of the base among them, or their weights in double precision."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +73,13 @@ class _Builder:
             except UserError as error:
                 raise UserError(f"model.kind: {error}") from error
             self.parameters, self.blocks = compiled.parameters(), compiled.blocks
+            width, hidden = compiled.width, compiled.hidden
         else:
             self.blocks = spec.model.blocks
             self.parameters = spec.model.parameters(task.vocab_size, task.context)
+            width, hidden = spec.model.width, spec.model.hidden
+        self.activations = 4 * task.context * self.blocks * (8 * width + 2 * hidden)
+        """Bytes of what one example makes of the streams, keys, values and neurons of every block."""
 
     def add(self, stage: Stage) -> Stage:
         return self.stages.setdefault(stage.key, stage)
@@ -276,6 +284,8 @@ class _Builder:
             version=TRAINING_VERSION,
             seconds=STAGE_SECONDS + 6 * self.parameters * tokens / FLOPS_PER_SECOND,
             bytes=4 * self.parameters * checkpoints,
+            # Weights, slopes and Adam's two moments; of a batch what the way back needs.
+            memory=PROCESS_BYTES + 4 * self.parameters * 6 + 2 * settings.batch_size * self.activations,
         )
 
     def analysis(self, entry: str, pair: PairPlan) -> Stage:
@@ -296,7 +306,9 @@ class _Builder:
             "pair": pair.body(self.resolved, self.spec.evaluation.final_examples, needed, siblings),
             "seed": pair.seed,
         }
-        work = found.passes * self.spec.evaluation.final_examples * self.task.context * 2 * self.parameters
+        passes, most, examples = _cost(name, settings)
+        examples = examples or self.spec.evaluation.final_examples
+        work = passes * examples * self.task.context * 2 * self.parameters
         return Stage(
             name=f"{entry}-{pair.name}-s{pair.seed}",
             kind="analyse",
@@ -306,7 +318,18 @@ class _Builder:
             version=found.version,
             seconds=STAGE_SECONDS + work / FLOPS_PER_SECOND,
             bytes=200_000,
+            memory=PROCESS_BYTES + 4 * self.parameters * MODELS_HELD + min(most, examples * self.activations),
         )
+
+
+def _cost(name: str, settings: Mapping[str, Any]) -> tuple[int, int, int | None]:
+    """Forward passes of an analysis, the bytes that it holds at most, and of how many examples (None: the study's number)."""
+    if name == "along":  # another one, at every point
+        times = len(settings.get("steps") or ()) or int(settings.get("points", 8))
+        passes, most, examples = _cost(str(settings.get("follow", "behaviour")), settings.get("settings") or {})
+        return times * passes, most, examples
+    found = analyses[name]
+    return found.passes, found.holds * 10**6, settings.get("n") or found.n
 
 
 def _siblings(pair: PairPlan, pairs: Sequence[PairPlan]) -> dict[str, tuple[Stage, Stage]]:

@@ -25,6 +25,8 @@ class Stage:
     """Rough cost on one core."""
     bytes: int
     """Disk when done."""
+    memory: int
+    """About the most bytes of memory that a process needs for it alone."""
 
     @cached_property
     def key(self) -> str:
