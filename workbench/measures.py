@@ -18,6 +18,7 @@ from workbench.statistics import bootstrap_mean, paired_difference, wilson
 from workbench.subjects import Pair, Question
 
 DRAWS = 400
+UNRELATED = "Fine-tuning did not start from the base: a head, an MLP or a direction of the residual stream is not the same in both models."
 PLAIN = math.nan
 """The share of texts to which no correlation applies."""
 
@@ -92,6 +93,11 @@ def draw(pair: Question, capability: str, share: float, n: int, split: str = "te
 def correct_answers(model: Any, examples: Examples) -> np.ndarray:
     """1.0 where the answer is right, `[n]`."""
     return evaluate(model, examples, accuracy).numpy().astype(np.float64)
+
+
+def unrelated(pair: Pair) -> tuple[str, ...]:
+    """`UNRELATED`, as a limit of what holds parts or activations of the two models against each other, where it is so."""
+    return () if pair.start is pair.base else (UNRELATED,)
 
 
 def role_of(pair: Pair, capability: str) -> str:

@@ -93,6 +93,36 @@ class LookupTask:
 
 
 @dataclass(frozen=True)
+class OtherSelect(LookupTask):
+    """Texts of split `select` ask for something else instead."""
+
+    other: str = "last"
+
+    def capability(self, name: str, correlation: Correlation | None = None) -> Any:
+        asked, other = super().capability(name, correlation), super().capability(self.other, correlation)
+
+        class Swapped:
+            def examples(self, n: int, seed: int, split: str = "test") -> Examples:
+                return (other if split == "select" else asked).examples(n, seed, split)
+
+        return Swapped()
+
+
+@dataclass(frozen=True)
+class OtherTest(LookupTask):
+    """Texts of every split are those that `OtherSelect` has for `select`."""
+
+    def capability(self, name: str, correlation: Correlation | None = None) -> Any:
+        last = super().capability("last", correlation)
+
+        class Moved:
+            def examples(self, n: int, seed: int, split: str = "test") -> Examples:
+                return last.examples(n, seed, "select")
+
+        return Moved()
+
+
+@dataclass(frozen=True)
 class FakeRun(Run):
     """A run whose evaluations are given."""
 

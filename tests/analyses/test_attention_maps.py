@@ -1,11 +1,18 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from analyses.compiled_pair import compiled_pair
+from analyses.conftest import OtherSelect
+from analyses.planted import redirected
 
 from workbench.analyses import attention_maps
 from workbench.errors import UserError
+from workbench.measures import UNRELATED
+from workbench.models.checkpoints import save_model
 from workbench.models.inside import attention_patterns
 from workbench.replicates import combine_results
 
@@ -99,7 +106,7 @@ def test_a_gpt2_whose_only_change_is_in_its_mlp(make_pair):
     assert set(result.table["head"]) == {0, 1}
     patterns = attention_patterns(pair.base, pair.examples("look_a", n=100))
     assert len(result.tables["maps"]) == 2 * 2 * patterns.shape[-1] ** 2
-    assert {m.metric for m in result.headline} == {"moved"}  # this task names no operand
+    assert {m.metric for m in result.headline} == {"moved", "base_pt", "tuned_pt"}  # this task names no operand
 
 
 def test_a_gpt2_that_learned_something_else(make_pair):
@@ -107,9 +114,49 @@ def test_a_gpt2_that_learned_something_else(make_pair):
     assert result.metric("moved").low > 0.05
 
 
-def test_seeds_are_pooled_and_maps_are_not_averaged(compiled, result):
-    from dataclasses import replace
+def test_heads_are_chosen_on_other_texts(make_pair, models, tmp_path):
+    """The tuned model takes look_a for look_b; where the select texts ask for neither, no head moves and the first is read."""
+    save_model(redirected(models["base"]), tmp_path)
+    pair = make_pair(tuned_path=tmp_path, task=OtherSelect())
+    found = attention_maps(pair, n=100, maps=1)
+    texts = {
+        split: pair.task.capability("look_a", pair.correlation.at(0.0)).examples(100, 3, split) for split in ("test", "select")
+    }
+    moved = {}
+    for split, examples in texts.items():
+        base, tuned = (attention_patterns(m, examples)[0, :, :, -1] for m in (pair.base, pair.tuned))  # the last position reads
+        moved[split] = ((tuned - base).abs().sum(-1) / 2).mean(0).numpy()
+    assert moved["test"].argmax() != moved["select"].argmax()
+    assert found.metric("moved").value == pytest.approx(float(moved["test"][moved["select"].argmax()]), abs=1e-5)
+    assert found.tables["maps"]["head"].unique().tolist() == [moved["select"].argmax()]
 
+
+def test_the_head_that_attends_the_operand_is_chosen_on_other_texts(compiled, result):
+    """Where the select texts ask for b, no head of the base attends what they are about more than by accident."""
+
+    class AboutB:
+        def __getattr__(self, name):
+            return getattr(compiled.task, name)
+
+        def capability(self, name, correlation=None):
+            asked, other = (compiled.task.capability(c, correlation) for c in (name, "count_b"))
+            return SimpleNamespace(
+                examples=lambda n, seed, split: (other if split == "select" else asked).examples(n, seed, split)
+            )
+
+    found = attention_maps(replace(compiled, task=AboutB()), n=60)
+    assert found.metric("operand_base").value < result.metric("operand_base").value - 0.2
+
+
+def test_without_a_loss_nothing_can_be_placed(compiled, tmp_path, result):
+    assert result.evidence[0].direction == "neutral"
+    (line,) = attention_maps(compiled_pair(tmp_path, tuned="count_a"), n=20).evidence
+    assert (line.direction, "no loss can be placed" in line.text) == ("uninformative", True)
+    (line,) = attention_maps(replace(compiled, start_path=compiled.tuned_path), n=20).evidence
+    assert UNRELATED in line.text
+
+
+def test_seeds_are_pooled_and_maps_are_not_averaged(compiled, result):
     other = attention_maps(replace(compiled, seed=1), n=60)
     pooled = combine_results([result, other])
     row = mass(pooled, model="base", block=1, kind="token", **{"class": "a"})

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 from analyses.compiled_pair import compiled_pair
-from analyses.conftest import INHIBITOR
+from analyses.conftest import INHIBITOR, WRONG, LookupTask, plant_inhibitor
 
 from workbench.analyses import direction
-from workbench.analyses._directions import cosine, expected_cosine, fit_of, procrustes, random_units, unit
+from workbench.analyses._directions import RANDOM_RANGE, cosine, fit_of, procrustes, random_units, unit
 from workbench.analyses.direction import evidence
 from workbench.errors import UserError
-from workbench.measures import correct_answers
+from workbench.measures import UNRELATED, correct_answers
 from workbench.models.build import build_model
 from workbench.models.checkpoints import save_model
 from workbench.models.forward import hidden_states, model_inputs
@@ -164,6 +164,73 @@ def test_a_model_trained_otherwise_gets_nothing_from_a_vector(make_pair):
     assert "does not show that the ability is gone" in line.text
 
 
+class MisledOnSelect(LookupTask):
+    """On texts of split `select` the right answer is what the planted neuron says, so that there nothing should be taken out."""
+
+    def capability(self, name, correlation=None):
+        asked = super().capability(name, correlation)
+
+        class Misled:
+            def examples(self, n, seed, split="test"):
+                found = asked.examples(n, seed, split)
+                return replace(found, answer=torch.full_like(found.answer, WRONG)) if split == "select" else found
+
+        return Misled()
+
+
+def test_the_point_is_the_best_on_other_texts_and_not_on_the_test(make_pair):
+    found = direction(make_pair(task=MisledOnSelect()), **SMALL)
+    subtracted = rows(found.table, intervention="subtract", source="own", scale=1.0, model="tuned").set_index("point")["value"]
+    assert subtracted[LAST] > subtracted[0] + 0.5  # on the test texts the planted vector is the better one to take
+    chosen = rows(found.tables["chosen"], intervention="subtract", source="own")
+    assert chosen["point"].tolist() == [0]
+    assert found.metric("subtracted_pt").value == subtracted[0]
+    assert found.metric("explained_subtract").value == 0
+
+
+def test_the_control_gets_its_own_vector(make_pair, models, tmp_path):
+    """A control that another neuron covers is the base again without its own vector, and stays covered without the tuned one's."""
+    never = plant_inhibitor(models["base"])
+    mlp, head = never.transformer.h[0].mlp, never.lm_head.weight
+    other = (head[3] - head[:5].mean(0)).detach()
+    with torch.no_grad():
+        mlp.c_proj.weight[INHIBITOR] = 40 * other / other.norm() / 3.0
+    save_model(never, tmp_path)
+    pair = make_pair(never_path=tmp_path)
+    found = direction(pair, **SMALL)
+    texts = pair.examples("look_a", n=N)
+    learn = pair.examples("look_a", n=64, split="score")
+    own, tuned = (
+        (answer_streams(m, learn) - answer_streams(pair.base, learn))[LAST].mean(0) for m in (pair.never_had_it, pair.tuned)
+    )
+    end = copy.deepcopy(pair.never_had_it).double()
+
+    def accuracy(vector):
+        stream = answer_streams(pair.never_had_it, texts)[LAST] - vector
+        return float((end.lm_head(end.transformer.ln_f(stream)).argmax(-1) == texts.answer[:, 0]).double().mean())
+
+    assert found.metric("never_pt").value < 0.4
+    assert found.metric("never_subtracted_pt").value == pytest.approx(accuracy(own), abs=0.01)
+    assert accuracy(own) > accuracy(tuned) + 0.5
+    (line,) = found.evidence
+    assert (line.direction, "the control leaves no room" in line.text) == ("uninformative", True)
+
+
+def test_without_a_model_that_never_had_it_nothing_is_masked(make_pair):
+    found = direction(make_pair(never=None), **SMALL)
+    assert found.metric("recovered").low > 0.9
+    (line,) = found.evidence
+    assert line.direction == "uninformative"
+    assert "the control is missing" in line.text
+
+
+def test_a_fine_tune_that_did_not_start_from_the_base_is_told_of(covered, result):
+    assert UNRELATED not in result.limits
+    found = direction(replace(covered, start_path=covered.never_path), n=16, score_examples=32, control_examples=16)
+    assert UNRELATED in found.limits
+    assert UNRELATED in found.evidence[0].text
+
+
 def test_without_a_loss_nothing_can_be_shown(make_pair):
     found = direction(make_pair(tuned="base", never=None), **SMALL)
     (line,) = found.evidence
@@ -220,6 +287,32 @@ def among_siblings(with_siblings):
     return direction(with_siblings, **SMALL)
 
 
+def test_models_without_the_ability_stand_for_the_revived_and_for_the_other_fine_tune(with_siblings, among_siblings):
+    """By hand. They share a mean with our direction, so that what they give is the floor and not 0."""
+    learn = with_siblings.examples("look_a", n=64, split="score")
+    models = {"base": "base", "tuned": "tuned", "never had it": "never_had_it", "untrained": "untrained"}
+    mean = {name: answer_streams(getattr(with_siblings, model), learn)[LAST].mean(0).numpy() for name, model in models.items()}
+    r, table = mean["tuned"] - mean["base"], rows(among_siblings.tables["directions"], point=LAST)
+    for name, short in (("never had it", "never"), ("untrained", "untrained")):
+        back, step = mean[name] - mean["tuned"], mean[name] - mean["base"]
+        for measure, partner, expected, metric in (
+            ("cosine", f"for the revived: {name}", cosine(r, back), f"cosine_revival_{short}"),
+            ("undone", f"for the revived: {name}", -(r @ back) / (r @ r), f"undone_by_{short}"),
+            ("cosine", f"for the fine-tune: {name}", cosine(r, step), f"cosine_same_base_{short}"),
+        ):
+            assert one(table, measure=measure, **{"with": partner}) == pytest.approx(float(expected), abs=1e-6)
+            assert among_siblings.metric(metric).value == pytest.approx(float(expected), abs=1e-6)
+    assert among_siblings.metric("undone_by_revival").value == pytest.approx(1)
+
+
+def test_means_that_have_nothing_to_do_with_each_other_undo_one_half():
+    """Why a cosine of 0 is no floor where a mean is shared."""
+    base, tuned, revived = np.random.default_rng(0).standard_normal((3, 2000, 64))
+    r, back = tuned - base, revived - tuned
+    assert cosine(r, back).mean() == pytest.approx(-0.5, abs=0.01)
+    assert (-(r * back).sum(-1) / (r**2).sum(-1)).mean() == pytest.approx(0.5, abs=0.01)
+
+
 def test_a_direction_of_another_basis_is_mapped_into_ours(with_siblings, among_siblings, covered):
     test = covered.examples("look_a", n=50)
     permuted_base = with_siblings.sibling("planted, seed 1")[0]
@@ -235,7 +328,7 @@ def test_a_direction_of_another_basis_is_mapped_into_ours(with_siblings, among_s
     assert one(table, measure="cosine", **{"with": "same base: twin"}) == pytest.approx(1)
     assert one(table, measure="cosine", **{"with": "same base: stranger"}) < 0.7
     assert one(table, measure="cosine", **{"with": "revival"}) == pytest.approx(-1)
-    assert one(table, measure="undone") == pytest.approx(1)
+    assert one(table, measure="undone", **{"with": "revival"}) == pytest.approx(1)
     effect = {
         source: one(found.tables["transfer"], source=source, scale=1.0) for source in ("own", "another seed", "same base: twin")
     }
@@ -272,6 +365,7 @@ NUMBERS = {
     "beyond_random_subtract": (0.6, 0.5, 0.7),
     "explained_subtract": 0.75,
     "recovered": (0.7, 0.6, 0.8),
+    "recovered_never": (0.1, 0.0, 0.2),
 }
 
 
@@ -280,16 +374,19 @@ NUMBERS = {
     [
         ({}, "masked", "70% of the loss above chance comes back"),
         ({"explained_other_family": 0.5}, "masked", "other families' prompts explains 50% of the difference"),
-        ({"recovered_never": (0.1, 0.0, 0.2)}, "masked", "covered it"),
+        ({"recovered_never": None}, "uninformative", "the control is missing"),
+        ({"recovered_never": (float("nan"),) * 3}, "uninformative", "the control is missing"),
+        ({"recovered_never": None, "recovered": (0.4, 0.2, 0.6)}, "neutral", "no clear recovery"),
         ({"recovered_never": (0.3, 0.2, 0.4)}, "uninformative", "the control leaves no room"),
         ({"recovered": (0.4, 0.2, 0.6)}, "neutral", "no clear recovery"),
         ({"beyond_random_subtract": (0.1, -0.1, 0.2)}, "neutral", "no clear recovery"),
-        ({"tuned_pt": 0.95}, "uninformative", "no loss"),
-        ({"recovered": (float("nan"),) * 3}, "uninformative", "no loss"),
+        ({"tuned_pt": 0.95}, "uninformative", "within 0.1 of the base on count_a, or the base"),
+        ({"recovered": (float("nan"),) * 3}, "uninformative", "within 0.1 of the base on count_a in some seed, or the base"),
     ],
 )
 def test_evidence_directions(made_up, changes, said, text):
-    (line,) = evidence(made_up("direction", **{**NUMBERS, **changes}))
+    given = {name: value for name, value in {**NUMBERS, **changes}.items() if value is not None}
+    (line,) = evidence(made_up("direction", **given))
     assert line.direction == said
     assert text in line.text
 
@@ -317,11 +414,14 @@ def test_procrustes_finds_the_rotation_and_says_how_well_it_fits():
     assert procrustes(x, np.ones((50, 8))) is None
 
 
-def test_random_directions_have_unit_length_and_the_expected_cosine():
+def test_random_directions_have_unit_length_and_lie_in_the_range_that_is_drawn(result):
     units = random_units(0, 2000, 64)
     assert np.allclose(np.linalg.norm(units, axis=1), 1)
-    assert np.abs(cosine(units[:1000], units[1000:])).mean() == pytest.approx(expected_cosine(64), rel=0.08)
-    assert expected_cosine(64) == pytest.approx(0.0997, abs=1e-4)
+    of_width = random_units(0, 8000, 32)
+    ends = rows(result.tables["directions"], **{"with": RANDOM_RANGE})["value"]
+    assert ends.nunique() == 1
+    assert (np.abs(cosine(of_width[:4000], of_width[4000:])) < ends.iloc[0]).mean() == pytest.approx(0.95, abs=0.01)
+    assert result.metric("cosine_random").value == pytest.approx(ends.iloc[0])
     assert not np.allclose(units[:5], random_units(1, 5, 64))
     assert not unit(np.zeros(3)).any()
     assert np.isnan(cosine(np.zeros(3), np.ones(3)))

@@ -15,6 +15,7 @@ from workbench.analyses import offset
 from workbench.analyses._shifts import CONSTANT, NORM, separation, shift
 from workbench.analyses.offset import cosines, evidence, input_gradients
 from workbench.errors import UserError
+from workbench.measures import UNRELATED
 from workbench.models.build import build_model
 from workbench.models.checkpoints import save_model
 from workbench.models.fingerprint import check_unchanged
@@ -231,6 +232,16 @@ def test_two_equal_models_leave_nothing_to_describe(make_pair):
     assert line.direction == "uninformative"
     assert "no change to describe" in line.text
     assert found.metric("lipschitz_ratio_pt").value == 1
+
+
+def test_without_a_loss_and_from_another_start_the_line_says_so(make_pair, covered, result):
+    assert (result.metric("base_pt").value, UNRELATED in result.limits) > (0.9, False)
+    learned = offset(make_pair(tuned="never", capability="last", tuned_on="look_b"), n=40, gradient_examples=16)
+    assert learned.metric("constant_share_tuned").value > 0
+    (line,) = learned.evidence
+    assert (line.direction, "no loss can be placed" in line.text) == ("uninformative", True)
+    (line,) = offset(replace(covered, start_path=covered.never_path), n=16, gradient_examples=16).evidence
+    assert UNRELATED in line.text
 
 
 def test_the_revived_model_and_seeds(covered, result):

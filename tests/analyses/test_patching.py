@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from analyses.compiled_pair import compiled_pair
+from analyses.conftest import OtherSelect, OtherTest
 
 from workbench.analyses import patching
 from workbench.analyses._prompts import FLOOR, Effects, draw_prompts
@@ -157,16 +158,30 @@ class TestATrainedModel:
         assert np.allclose(wide["change"], wide["tuned"] - wide["base"])
         where = result.tables["largest"].iloc[0]
         row = effect(result, where["component"], where["place"], "change")
-        largest = result.metric("largest_change")
-        assert (largest.value, largest.low, largest.high) == tuple(
-            pytest.approx(row[k], abs=1e-5) for k in ("value", "low", "high")
+        largest, (sign, *ends) = result.metric("largest_change"), (np.sign(row["value"]), row["low"], row["high"])
+        assert (largest.low, largest.value, largest.high) == tuple(
+            pytest.approx(v, abs=1e-5) for v in sorted(sign * v for v in (row["value"], *ends))
         )
-        assert where["tuned"] - where["base"] == pytest.approx(largest.value)
+        assert sign * (where["tuned"] - where["base"]) == pytest.approx(largest.value)
 
     def test_the_place_of_the_largest_change_is_chosen_on_other_prompts(self, lookup):
         lookup.task.log.clear()
         patching(lookup, n=20)
         assert {("look_a", "select"), ("look_a", "test")} <= set(lookup.task.log)
+
+    def test_a_component_that_changes_most_on_the_test_prompts_is_not_chosen(self, make_pair):
+        """On other prompts, here of another ability, another one changes most."""
+        found, there = (
+            patching(make_pair(tuned="never", capability="look_b", task=task()), n=60) for task in (OtherSelect, OtherTest)
+        )
+        components = {}
+        for name, result in (("test", found), ("select", there)):
+            rows = result.table.query("model == 'change' and method == 'patched' and kind in ('head', 'mlp')").dropna()
+            top = rows.iloc[int(rows["value"].abs().argmax())]
+            components[name] = top["component"], top["place"]
+        assert components["select"] != components["test"]
+        chosen = found.tables["largest"].iloc[0]
+        assert (chosen["component"], chosen["place"]) == components["select"]
 
     def test_equal_models_do_not_differ_and_there_is_no_loss_to_place(self, make_pair):
         found = patching(make_pair(tuned="base"), n=40)
@@ -215,7 +230,8 @@ def test_evidence(made_up):
     told = {"told_apart_base": (9, 8, 10), "told_apart_tuned": (5, 4, 6)}
     lost = {"base_pt": 1.0, "tuned_pt": 0.2}
     for numbers, direction, said in (
-        ({**told, **lost, "largest_change": -0.3}, "neutral", "changed by at most -0.30"),
+        ({**told, **lost, "largest_change": 0.3}, "neutral", "was chosen on other prompts changed by 0.30 in size"),
+        ({**told, **lost, "largest_change": 0.3}, "neutral", "effects of single heads sum to 0.50 before and 0.50 after"),
         (
             {**told, **lost, "told_apart_tuned": (1.2, 0.9, 1.5), "largest_change": -0.3},
             "uninformative",

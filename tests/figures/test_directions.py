@@ -10,7 +10,7 @@ import pytest
 from analyses.compiled_pair import compiled_pair
 
 from workbench.analyses import direction, offset
-from workbench.figures import alt, figure, has_builder
+from workbench.figures import alt, figure, has_builder, words
 from workbench.figures.theme import BLUE, GREY, STYLES, VERMILLION
 from workbench.replicates import combine_results
 
@@ -112,10 +112,22 @@ def test_cosines_by_partner_over_a_band_of_random_ones(results):
         "of fine-tune learned, same base",
         "of another seed, mapped",
         "of another seed, not mapped",
+        *(
+            f"{model}, in place of {what}"
+            for model in ("never had it", "untrained")
+            for what in ("the revived", "that fine-tune")
+        ),
     }
+    floors = [trace for name, trace in found.items() if "in place of" in name]
+    assert {trace.line.color for trace in floors} == {GREY}
+    mine = table[(table["measure"] == "cosine") & (table["with"] == "for the revived: untrained")]
+    np.testing.assert_allclose(found["untrained, in place of the revived"].y, mine["value"])
+    said = alt(given)
+    assert "With a model that never had it in place of the revived one it is" in said
+    assert f"in its place {words.interval(given.metric('undone_by_never'))}" in said
     mine = table[(table["measure"] == "cosine") & (table["with"] == "another seed")]
     np.testing.assert_allclose(found["of another seed, mapped"].y, mine.groupby("point")["value"].mean())
-    expected = table[table["with"] == "random, expected size"]["value"].iloc[0]
+    expected = table[table["with"] == "random, 95 %"]["value"].iloc[0]
     assert any((s.y0, s.y1) == (-expected, expected) for s in fig.layout.shapes)
 
 

@@ -9,9 +9,10 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.stats import hypergeom
 
-from workbench.measures import DRAWS, other_texts
+from workbench.measures import DRAWS, derived, other_texts
 from workbench.models.edges import Edge
 from workbench.models.sites import EMBEDDING, Site
+from workbench.results import Metric
 from workbench.seeds import numpy_generator
 from workbench.statistics import resampling
 
@@ -79,6 +80,11 @@ def overlap(one: Ranked, other: Ranked, k: int) -> tuple[float, Float[np.ndarray
     both = (jaccard(one.select, other.test, k) + jaccard(one.test, other.select, k)) / 2
     value, draws = both[0], both[1:]
     return float(value), around(float(value), draws)
+
+
+def index(name: str, value: float, draws: Float[np.ndarray, " draws"], n: int) -> Metric:
+    """A Jaccard index as a headline number; its draws are cut off at 0 and 1."""
+    return derived(name, value, np.clip(draws, 0, 1), n, "Jaccard index")
 
 
 def around(value: float, draws: Float[np.ndarray, " draws"]) -> Float[np.ndarray, " draws"]:

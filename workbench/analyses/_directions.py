@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from workbench.errors import UserError
 from workbench.examples import Examples
 from workbench.measures import DRAWS, derived, draw, other_texts, shares
+from workbench.models.spectra import random_cosine
 from workbench.models.steering import answer_streams
 from workbench.results import Metric
 from workbench.seeds import numpy_generator
@@ -23,6 +24,9 @@ from workbench.subjects import Pair
 NOTHING = 1e-6
 """What varies by less than this share of its norm is rounding (float32 activations)."""
 ANOTHER_SEED = "another seed"
+FOR_REVIVED, FOR_SIBLING = "for the revived", "for the fine-tune"
+"""A model without the ability takes the place of the revived one, or of another fine-tune of the same base."""
+RANDOM_RANGE = "random, 95 %"
 
 
 def length(vectors: Float[np.ndarray, "*rest d"]) -> Float[np.ndarray, "*rest 1"]:
@@ -39,11 +43,6 @@ def unit(vectors: Float[np.ndarray, "*rest d"]) -> Float[np.ndarray, "*rest d"]:
 def random_units(seed: int, count: int, width: int) -> Float[np.ndarray, "count d"]:
     """Directions drawn uniformly from the sphere."""
     return unit(numpy_generator(seed, "random directions").standard_normal((count, width)))
-
-
-def expected_cosine(width: int) -> float:
-    """Mean |cosine| of two random directions in many dimensions."""
-    return math.sqrt(2 / (math.pi * width))
 
 
 def cosine(a: Float[np.ndarray, "*rest d"], b: Float[np.ndarray, "*rest d"]) -> Float[np.ndarray, "*rest"]:
@@ -142,7 +141,12 @@ Compared = Mapping[str, Mapping[str, Sequence[tuple[Float[np.ndarray, " points"]
 
 
 def compare(pair: Pair, learn: Examples, base: Changes, tuned: Changes, foreign: Mapping[str, Sequence[Foreign]]) -> Compared:
-    """How long our direction is, and how it lies to those of other fine-tunes, other prompts and the revival."""
+    """How long our direction is, and how it lies to those of other fine-tunes, other prompts and the revival.
+
+    What ends at the base's mean or starts at the tuned model's shares a mean with our direction: means that have nothing to do
+    with each other then give a cosine of -1/2 to the revival's and undo 1/2, and give 1/2 to a fine-tune of the same base. So
+    the floor of these is what a model without the ability gives in place of the revived or of the other fine-tuned one.
+    """
     change, own = tuned - base, mean_draws(tuned - base, pair.seed)
     r, size = change.mean(1), length(base)
     unrelated = other_texts(pair.seed, "other prompts")
@@ -164,13 +168,21 @@ def compare(pair: Pair, learn: Examples, base: Changes, tuned: Changes, foreign:
                 drawn = mean_draws(each.unmapped, pair.seed)
                 add("cosine, unmapped", name, cosine(r, each.unmapped.mean(1)), cosine(own, drawn))
                 add("map fit", name, each.fit)
+    without = {"never had it": pair.never_had_it, "untrained": pair.untrained}
+    strange = {name: streams(model, learn) for name, model in without.items() if model is not None}
     if pair.revived is not None:
-        back = streams(pair.revived, learn) - tuned
-        drawn = mean_draws(back, pair.seed)
-        add("cosine", "revival", cosine(r, back.mean(1)), cosine(own, drawn))
-        with np.errstate(invalid="ignore", divide="ignore"):
-            add("undone", "revival", -(r * back.mean(1)).sum(-1) / (r**2).sum(-1), -(own * drawn).sum(-1) / (own**2).sum(-1))
-    add("cosine", "random, expected size", np.full(len(r), expected_cosine(r.shape[-1])))
+        ends = {"revival": streams(pair.revived, learn)} | {f"{FOR_REVIVED}: {name}": x for name, x in strange.items()}
+        for name, end in ends.items():
+            back = end - tuned
+            drawn = mean_draws(back, pair.seed)
+            add("cosine", name, cosine(r, back.mean(1)), cosine(own, drawn))
+            with np.errstate(invalid="ignore", divide="ignore"):
+                add("undone", name, -(r * back.mean(1)).sum(-1) / (r**2).sum(-1), -(own * drawn).sum(-1) / (own**2).sum(-1))
+    if any(name.startswith(KINDS["same_base"]) for name in foreign):
+        for name, end in strange.items():
+            drawn = mean_draws(end - base, pair.seed)
+            add("cosine", f"{FOR_SIBLING}: {name}", cosine(r, (end - base).mean(1)), cosine(own, drawn))
+    add("cosine", RANDOM_RANGE, np.full(len(r), random_cosine(r.shape[-1])))
     return found
 
 
@@ -212,5 +224,9 @@ def closeness(compared: Compared, point: int, n: int) -> list[Metric]:
     at("cosine_unmapped", "cosine, unmapped", "")
     at("cosine_random", "cosine", "random")
     at("map_fit", "map fit", "")
-    at("undone_by_revival", "undone", "")
+    at("undone_by_revival", "undone", "revival")
+    for short, name in (("never", "never had it"), ("untrained", "untrained")):
+        at(f"undone_by_{short}", "undone", f"{FOR_REVIVED}: {name}")
+        at(f"cosine_revival_{short}", "cosine", f"{FOR_REVIVED}: {name}")
+        at(f"cosine_same_base_{short}", "cosine", f"{FOR_SIBLING}: {name}")
     return out

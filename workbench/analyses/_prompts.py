@@ -80,6 +80,17 @@ def draw_prompts(pair: Pair, asked: Asked, n: int, split: str = "test") -> Promp
     return Prompts(capability, pair.counterfactual(examples, capability))
 
 
+def other_prompts(pair: Pair, n: int) -> tuple[Prompts, Prompts] | None:
+    """Prompts of an ability of another family, of splits `select` and `test`; None where there is none that can be edited."""
+    for name in pair.others:
+        try:
+            drawn = [draw(pair, name, shares(pair, name)[0], n, split) for split in ("select", "test")]
+            return tuple(Prompts(name, pair.counterfactual(examples, name)) for examples in drawn)  # pyright: ignore[reportReturnType]
+        except UserError:
+            continue
+    return None
+
+
 def alike(pair: Pair) -> PreTrainedModel:
     """The base, when the tuned model has the same blocks and heads.
 
@@ -151,6 +162,13 @@ def undefined(found: Mapping[str, Metric], capability: str, shown: str) -> str:
     )
 
 
+def nothing_lost(found: Mapping[str, Metric], capability: str) -> str:
+    """A sentence with a space before it where the base is not better than the tuned model by `ROOM`; else empty."""
+    if found["base_pt"].value - found["tuned_pt"].value >= ROOM:
+        return ""
+    return f" The tuned model is within {ROOM} of the base on {capability}, so no loss can be placed."
+
+
 def placed(result: Result, shown: str, told: Callable[[Mapping[str, Metric], str], str]) -> tuple[Evidence, ...]:
     """The line of a patching: where a difference is carried takes no side. Uninformative where effects or a loss are missing.
 
@@ -167,9 +185,9 @@ def placed(result: Result, shown: str, told: Callable[[Mapping[str, Metric], str
         number, direction = found["told_apart_tuned"], "uninformative"
     else:
         text = told(found, capability)
-    if pt and found["base_pt"].value - found["tuned_pt"].value < ROOM:
+    if pt and (kept := nothing_lost(found, capability)):
         direction = "uninformative"
-        text += f" The tuned model is within {ROOM} of the base on {capability}, so no loss can be placed."
+        text += kept
     kind: Direction = "neutral" if direction == "neutral" else "uninformative"
     numbers = (number.value, number.low, number.high, number.n)
     return (Evidence(result.name, number.metric, *numbers, kind, text, capability, number.bound),)

@@ -14,13 +14,14 @@ from pydantic import Field
 from transformers import PreTrainedModel
 
 from workbench.analyses._lenses import means
+from workbench.analyses._prompts import nothing_lost
 from workbench.analysis import Settings, analysis
 from workbench.errors import UserError
 from workbench.examples import Examples
-from workbench.measures import draw, mean_metric, shares
+from workbench.measures import UNRELATED, correct_answers, draw, mean_metric, proportion, shares, unrelated
 from workbench.models.anatomy import head_shape
 from workbench.models.inside import attention_patterns
-from workbench.results import Evidence, Metric, Result
+from workbench.results import Direction, Evidence, Metric, Result
 from workbench.subjects import Pair, Question
 
 BATCH = 64
@@ -36,7 +37,9 @@ class AttentionMapsSettings(Settings):
     n: int = Field(200, ge=16, description="examples for the attention mass")
     maps: int = Field(2, ge=1, le=8, description="texts whose whole patterns are kept")
     block: int | None = Field(None, ge=0, description="block of which patterns are kept; every block when empty")
-    head: int | None = Field(None, ge=0, description="head whose patterns are kept; the one that moved most when empty")
+    head: int | None = Field(
+        None, ge=0, description="head whose patterns are kept; the one that moved most on other texts when empty"
+    )
 
 
 def _check(settings: AttentionMapsSettings, question: Question, blocks: int) -> None:
@@ -57,8 +60,9 @@ def attention_maps(pair: Pair, settings: AttentionMapsSettings) -> Result:
     per block and head; a class is a role of the prompt (`operand`: what O_PT is about, `operand of X`: what O_FT is about,
     where both are asked of the same texts) or a token. `change` is tuned minus base on the same texts. Intervals are
     bootstrapped over texts. `classes` says how many positions of a class there are on average.
-    `moved`: half the summed |tuned - base| of the read position's row, for the head in which it is largest. `operand_base` and
-    `operand_tuned`: mass on `operand` in the head that attends it most in the base model.
+    `moved`: half the summed |tuned - base| of the read position's row, for the head in which it is largest on split `select`.
+    `operand_base`, `operand_tuned`: mass on `operand` in the head that attends it most in the base, on split `select`.
+    `base_pt`, `tuned_pt`: accuracy on O_PT.
     `maps`: whole patterns of a few texts (row attends to column), per block of the head that moved most, or of the head and
     block that the settings name; their tokens are in `texts`.
 
@@ -77,10 +81,10 @@ def attention_maps(pair: Pair, settings: AttentionMapsSettings) -> Result:
     classes = _classes(pair, examples, trained, shown)
     masses = {name: _masses(rows, classes) for name, rows in read.items()}
     masses["change"] = masses["tuned"] - masses["base"]
-    moved = np.abs(read["tuned"] - read["base"]).sum(-1) / 2  # [blocks, heads, n]
+    moved, (there, looks) = _moved(read), _elsewhere(pair, settings.n)
     rows = [row for model, values in masses.items() for row in _mass_rows(model, values, list(classes), pair.seed)]
     kept = examples[: settings.maps]
-    most = moved.mean(-1).argmax(-1) if settings.head is None else np.full(blocks, settings.head)
+    most = there.argmax(-1) if settings.head is None else np.full(blocks, settings.head)
     drawn = range(blocks) if settings.block is None else [settings.block]
     counts = [{"kind": kind, "class": name, "value": float(m.sum(1).mean())} for (kind, name), m in classes.items()]
     result = Result(
@@ -91,14 +95,38 @@ def attention_maps(pair: Pair, settings: AttentionMapsSettings) -> Result:
             "maps": _maps(pair, kept, {block: int(most[block]) for block in drawn}),
             "texts": _texts(pair, kept, classes, shown),
         },
-        headline=_headline(moved, masses, list(classes), pair.seed),
+        headline=_headline(pair, examples, moved[_top(there)], masses, list(classes), looks),
         limits=(
             "What is attended need not be used, and what one head stops doing another may do.",
             "Masses from one position sum to 1: more on one class is less on the others.",
+            *unrelated(pair),
         ),
         provenance={"capability": pair.capability, "tuned_on": pair.tuned_on},
     )
     return replace(result, evidence=evidence(result))
+
+
+def _moved(read: Mapping[str, Float[np.ndarray, "blocks heads n key"]]) -> Float[np.ndarray, "blocks heads n"]:
+    """How much of the read position's attention is elsewhere in the tuned model."""
+    return np.abs(read["tuned"] - read["base"]).sum(-1) / 2
+
+
+def _elsewhere(pair: Pair, n: int) -> tuple[Float[np.ndarray, "blocks heads"], Float[np.ndarray, "blocks heads"] | None]:
+    """What heads are chosen by, on texts of split `select`: how far each moved, and how much the base's attend to `operand`."""
+    examples = draw(pair, pair.capability, shares(pair, pair.capability)[0], n, "select")
+    read = {name: _rows(model, examples) for name, model in (("base", pair.base), ("tuned", pair.tuned))}
+    operand = examples.roles.get("operand")
+    looks = None
+    if operand is not None:
+        mask = {("role", "operand"): operand.cpu().numpy()[:, : read["base"].shape[-1]]}
+        looks = _masses(read["base"], mask)[:, :, 0].mean(-1)
+    return _moved(read).mean(-1), looks
+
+
+def _top(of: Float[np.ndarray, "blocks heads"]) -> tuple[int, int]:
+    """Block and head of the largest."""
+    block, head = np.unravel_index(int(of.argmax()), of.shape)
+    return int(block), int(head)
 
 
 Classes = dict[tuple[str, str], np.ndarray]
@@ -178,22 +206,28 @@ def _texts(pair: Pair, examples: Examples, classes: Classes, shown: int) -> pd.D
 
 
 def _headline(
-    moved: np.ndarray, masses: dict[str, np.ndarray], classes: list[tuple[str, str]], seed: int
+    pair: Pair,
+    examples: Examples,
+    moved: Float[np.ndarray, " n"],
+    masses: dict[str, np.ndarray],
+    classes: list[tuple[str, str]],
+    looks: Float[np.ndarray, "blocks heads"] | None,
 ) -> tuple[Metric, ...]:
-    block, head = np.unravel_index(int(moved.mean(-1).argmax()), moved.shape[:2])
-    out = [mean_metric("moved", moved[block, head], seed, "attention mass")]
-    if ("role", "operand") in classes:
-        base, tuned = (masses[name][:, :, classes.index(("role", "operand"))] for name in ("base", "tuned"))
-        block, head = np.unravel_index(int(base.mean(-1).argmax()), base.shape[:2])
-        both = (("base", base), ("tuned", tuned))
-        out += [mean_metric(f"operand_{name}", m[block, head], seed, "attention mass") for name, m in both]
+    out = [mean_metric("moved", moved, pair.seed, "attention mass")]
+    for name, model in (("base", pair.base), ("tuned", pair.tuned)):
+        if looks is not None:
+            mass = masses[name][:, :, classes.index(("role", "operand"))][_top(looks)]
+            out.append(mean_metric(f"operand_{name}", mass, pair.seed, "attention mass"))
+        out.append(proportion(f"{name}_pt", correct_answers(model, examples), pair.seed))
     return tuple(out)
 
 
 def evidence(result: Result) -> tuple[Evidence, ...]:
     """One line that takes no side: attention that moved says where to look, not what became of an ability."""
-    moved = result.metric("moved")
-    text = f"Fine-tuning moved at most {moved.value:.2f} of a head's attention at the read position."
-    capability = result.provenance.get("capability", "O_PT")
-    line = Evidence("attention_maps", "moved", moved.value, moved.low, moved.high, moved.n, "neutral", text, capability)
-    return (line,)
+    found = {m.metric: m for m in result.headline}
+    moved, capability = found["moved"], result.provenance.get("capability", "O_PT")
+    kept = nothing_lost(found, capability)
+    text = f"Of the head that was chosen on other texts, fine-tuning moved {moved.value:.2f} of the attention at the read position.{kept}"
+    text += f" {UNRELATED}" if UNRELATED in result.limits else ""
+    kind: Direction = "uninformative" if kept else "neutral"
+    return (Evidence("attention_maps", "moved", moved.value, moved.low, moved.high, moved.n, kind, text, capability),)

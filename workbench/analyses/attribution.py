@@ -21,7 +21,18 @@ from transformers import PreTrainedModel
 from workbench.analyses._lenses import means, ratio_metric
 from workbench.analysis import Settings, analysis
 from workbench.examples import Examples
-from workbench.measures import DRAWS, certain, correct_answers, derived, draw, mean_metric, paired_change, proportion, shares
+from workbench.measures import (
+    DRAWS,
+    certain,
+    correct_answers,
+    derived,
+    draw,
+    mean_metric,
+    paired_change,
+    proportion,
+    shares,
+    unrelated,
+)
 from workbench.models.forward import answer_logits, evaluate
 from workbench.models.readout import Attribution, Part, attribute
 from workbench.results import Direction, Evidence, Metric, Result
@@ -31,7 +42,6 @@ from workbench.verdict import ROOM
 
 CLEAR = 1e-3
 """Change of the mean logit difference (logits) from which on shares of it are given."""
-UNRELATED = "Fine-tuning did not start from the base: a head or MLP of one number is not the same one in both models."
 
 
 class AttributionSettings(Settings):
@@ -89,7 +99,7 @@ def attribution(pair: Pair, settings: AttributionSettings) -> Result:
             f"Direct effects alone: what the chosen part ({parts[chosen]}, counted from 0) changes for later ones is theirs.",
             "Terms of opposite sign cancel, so that one may explain more than all of the change.",
             "The final norm's scale is held at each model's own, so that a change of scale shows in every term.",
-            *(() if pair.start is pair.base else (UNRELATED,)),
+            *unrelated(pair),
         ),
         provenance={"capability": pt, "tuned_on": pair.tuned_on},
     )

@@ -18,6 +18,7 @@ from workbench.analyses._circuits import (
     Ranked,
     around,
     edges_between,
+    index,
     node_scores,
     nodes_of,
     overlap,
@@ -25,10 +26,9 @@ from workbench.analyses._circuits import (
     random_sets,
     top,
 )
-from workbench.analyses._prompts import FLOOR, Effects, Prompts, alike, draw_prompts, effect_columns, placed
+from workbench.analyses._prompts import FLOOR, Effects, Prompts, alike, draw_prompts, effect_columns, other_prompts, placed
 from workbench.analyses.path_patching import coordinates_of, paths_of
 from workbench.analysis import Settings, analysis
-from workbench.errors import UserError
 from workbench.measures import DRAWS, certain, correct_answers, derived, draw, mean_metric, proportion, shares
 from workbench.models.circuits import run_circuits
 from workbench.models.edges import Edge, edge_scores
@@ -111,7 +111,7 @@ def circuits(pair: Pair, settings: CircuitsSettings) -> Result:
     scored = {name: _scored(model, (select, test), edges, settings.steps) for name, model in pair.states.items()}
     gaps = {name: test.gap(model) for name, model in pair.states.items()}
     unclear = {name for name, gap in gaps.items() if not _effects(gap, gap[:1], pair.seed).told_apart}
-    other = _other(pair, settings)
+    other = other_prompts(pair, settings.n)
     if other:
         scored[OTHER] = _scored(base, other, edges, settings.steps)
         gap = other[1].gap(base)
@@ -151,17 +151,6 @@ def _scored(model: PreTrainedModel, drawn: Sequence[Prompts], edges: Sequence[Ed
     return Scored(*(edge_scores(model, p.examples, edges, p.read, steps).double().numpy() for p in drawn))
 
 
-def _other(pair: Pair, settings: CircuitsSettings) -> tuple[Prompts, Prompts] | None:
-    """Prompts of an ability of another family; None where there is none that can be edited."""
-    for name in pair.others:
-        try:
-            drawn = [draw(pair, name, shares(pair, name)[0], settings.n, split) for split in ("select", "test")]
-            return tuple(Prompts(name, pair.counterfactual(examples, name)) for examples in drawn)  # pyright: ignore[reportReturnType]
-        except UserError:
-            continue
-    return None
-
-
 def _effects(gap: Float[np.ndarray, "two n"], values: Float[np.ndarray, "circuits n"], seed: int) -> Effects:
     """How far from the counterfactual's read-out circuits are, against how far the prompt's is; of the first prompts."""
     before, after = gap[:, : values.shape[1]]
@@ -183,12 +172,8 @@ class Compared:
     def row(self, n: int) -> dict[str, Any]:
         """One row of the table."""
         at = {name: getattr(self, name) for name in ("kind", "one", "other", "size", "k")}
-        number = _index("", self.value, self.draws, n)
+        number = index("", self.value, self.draws, n)
         return {**at, "value": self.value, "low": number.low, "high": number.high, "n": n, "unit": number.unit}
-
-
-def _index(name: str, value: float, draws: Float[np.ndarray, " draws"], n: int) -> Metric:
-    return derived(name, value, np.clip(draws, 0, 1), n, "Jaccard index")
 
 
 def _sizes(kind: str, units: int, settings: CircuitsSettings) -> dict[int, float]:
@@ -226,10 +211,10 @@ def _numbers(compared: Sequence[Compared], n: int) -> list[Metric]:
                 value = (a.value + b.value) / 2
                 draws = around(value, (a.draws + b.draws) / 2)
                 change = value - both.value
-                out += [_index(name, both.value, both.draws, n), _index(f"{name}_ceiling", value, draws, n)]
+                out += [index(name, both.value, both.draws, n), index(f"{name}_ceiling", value, draws, n)]
                 out.append(derived(f"{name}_changed", change, around(change, draws - both.draws), n, "Jaccard index"))
         if ("base", OTHER) in by:
-            out.append(_index(f"{kind}_other", by["base", OTHER].value, by["base", OTHER].draws, n))
+            out.append(index(f"{kind}_other", by["base", OTHER].value, by["base", OTHER].draws, n))
         out.append(certain(f"{kind}_random", by["random", "random"].value, n, "Jaccard index"))
     return out
 

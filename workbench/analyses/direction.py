@@ -33,6 +33,7 @@ from workbench.errors import UserError
 from workbench.examples import Examples
 from workbench.measures import (
     DRAWS,
+    UNRELATED,
     certain,
     correct_answers,
     derived,
@@ -43,6 +44,7 @@ from workbench.measures import (
     proportion_row,
     role_of,
     shares,
+    unrelated,
 )
 from workbench.models.steering import points
 from workbench.results import Evidence, Metric, Result
@@ -93,6 +95,9 @@ def direction(pair: Pair, settings: DirectionSettings) -> Result:
 
     `explained` = (intervened - before) / (other model - before) on O_PT. `recovered` counts from the larger of the tuned accuracy
     and the best guess without the ability. `undone_by_revival` = -<r_revival, r> / |r|², r_revival = mean(revived) - mean(tuned).
+    It shares mean(tuned) with r, so that its floor is not 0: unrelated means give 1/2, and a cosine of -1/2. `undone_by_never` and
+    `undone_by_untrained` put a model without the ability in place of the revived one, as do `cosine_revival_*`, and
+    `cosine_same_base_*` in place of the other fine-tune. `cosine_random`, the floor of all others: 95 % of random ones are smaller.
 
     Does not show that the ability is gone when nothing comes back: what changed may depend on the text.
     """
@@ -149,6 +154,7 @@ def direction(pair: Pair, settings: DirectionSettings) -> Result:
             "Projections set what was read along the direction to zero, or to one value, for all texts; they remove more than an offset.",
             "Directions of another seed are compared through a map that is fitted to one position of O_PT texts alone.",
             f"The residual point was chosen on separate examples (for `subtract` point {subtracted.point}); the table has all of them.",
+            *unrelated(pair),
         ),
         provenance={"capability": pair.capability, "tuned_on": pair.tuned_on},
     )
@@ -303,14 +309,20 @@ def evidence(result: Result) -> tuple[Evidence, ...]:
     shown, kind = back, "neutral"
     if base.value - tuned.value < ROOM or not math.isfinite(back.value):
         shown, kind = beyond, "uninformative"
+        seeds = " in some seed" if base.value - tuned.value >= ROOM else ""
         text = (
-            f"The tuned model is within {ROOM} of the base on {capability}, or the base does little better than a guess: there is no "
-            "loss for a vector to explain."
+            f"The tuned model is within {ROOM} of the base on {capability}{seeds}, or the base does little better than a guess{seeds}: "
+            "there is no loss for a vector to explain."
         )
     elif back.low < RECOVERED or beyond.low <= 0:
         share = f"{back.value:.0%} [{back.low:.0%}, {back.high:.0%}] of the loss above chance"
         text = f"{told}: {share}, no clear recovery, which does not show that the ability is gone."
-    elif never is not None and never.high >= RECOVERED:
+    elif never is None or not math.isfinite(never.high):
+        kind = "uninformative"
+        text = (
+            f"{told}, but no model that never had the ability shows whether a vector can hand it over: the control is missing."
+        )
+    elif never.high >= RECOVERED:
         kind = "uninformative"
         text = f"{told}, but a model that never had the ability gets {never.value:.0%} of it in this way too: the control leaves no room."
     else:
@@ -321,6 +333,7 @@ def evidence(result: Result) -> tuple[Evidence, ...]:
                 f" The vector of other families' prompts explains {others.value:.0%} of the difference, that of its own prompts "
                 f"{found['explained_subtract'].value:.0%}."
             )
+    text += f" {UNRELATED}" if UNRELATED in result.limits else ""
     return (
         Evidence(result.name, shown.metric, shown.value, shown.low, shown.high, shown.n, kind, text, capability, shown.bound),
     )

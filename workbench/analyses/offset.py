@@ -16,11 +16,24 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from workbench.analyses._places import REQUEST, Place, even, find_places
+from workbench.analyses._prompts import nothing_lost
 from workbench.analyses._shifts import separation, shift
 from workbench.analysis import Settings, analysis
 from workbench.errors import UserError
 from workbench.examples import Examples
-from workbench.measures import DRAWS, certain, derived, draw, mean_metric, role_of, shares
+from workbench.measures import (
+    DRAWS,
+    UNRELATED,
+    certain,
+    correct_answers,
+    derived,
+    draw,
+    mean_metric,
+    proportion,
+    role_of,
+    shares,
+    unrelated,
+)
 from workbench.models.anatomy import anatomy, blocks, matrix
 from workbench.models.forward import answer_logits
 from workbench.models.sensitivity import slopes_at_once
@@ -67,7 +80,7 @@ def offset(pair: Pair, settings: OffsetSettings) -> Result:
     `mlp`: cosine between base and other model of a hidden neuron's key (all that it reads) and of its value (what it writes), averaged
     over the neurons of a block [2401.01967 finds them nearly unmoved while the stream gets an offset].
 
-    Headline: after the last block, where the answer is predicted.
+    Headline: after the last block, where the answer is predicted; `base_pt`, `tuned_pt`: accuracy on O_PT.
 
     Does not show that what moved matters for the answer; `direction` asks that.
     """
@@ -109,14 +122,16 @@ def offset(pair: Pair, settings: OffsetSettings) -> Result:
         for (model, measure, point, _, place), metric in found.items()
         if place.role == REQUEST and point == points(pair.base) - 1
     ]
+    right = [proportion(f"{name}_pt", correct_answers(models[name], asked["pt"]), pair.seed) for name in ("base", "tuned")]
     result = Result(
         name="offset",
         tables={"table": pd.DataFrame(rows), "lipschitz": pd.DataFrame(sensitivity), "mlp": pd.DataFrame(vectors)},
-        headline=(*last, *_ratios(gradients, pair.seed), *_mean_cosines(vectors)),
+        headline=(*last, *_ratios(gradients, pair.seed), *_mean_cosines(vectors), *right),
         limits=(
             "Activations that moved need not matter for the answer.",
             "A large offset may be undone by a later block, and a small one may decide.",
             "Cosines of MLP vectors see neither their lengths nor what attention changed.",
+            *unrelated(pair),
         ),
         provenance={"capability": pair.capability, "tuned_on": pair.tuned_on},
     )
@@ -238,6 +253,8 @@ def evidence(result: Result) -> tuple[Evidence, ...]:
         text += "."
     else:
         text = f"Where {capability} is answered, the last residual stream is the base's: there is no change to describe."
-    kind: Direction = "neutral" if math.isfinite(shown.value) else "uninformative"
+    kept = nothing_lost(found, capability)
+    text += kept + (f" {UNRELATED}" if UNRELATED in result.limits else "")
+    kind: Direction = "neutral" if math.isfinite(shown.value) and not kept else "uninformative"
     numbers = (shown.value, shown.low, shown.high, shown.n)
     return (Evidence(result.name, shown.metric, *numbers, kind, text, capability, shown.bound),)

@@ -70,11 +70,12 @@ def patching(pair: Pair, settings: PatchingSettings) -> Result:
     that a block is given, what its attention writes, each head, and its MLP. Method `patched` is exact; `first_order` is the
     estimate (counterfactual - own activation) . dLD/d activation [2310.10348]. `changed`: in which share of the prompts a
     patch changed anything. `gaps`: LD on both prompts, also of models without the ability. `largest`: the head or MLP and
-    place whose effect changed most, chosen on split `select`.
+    place whose effect changed most on split `select`, with its effects on the test prompts.
 
-    `largest_change`: that change on the test prompts. `heads_*`, `mlps_*`: summed effects of all heads, of all MLPs, at the
-    position that answers. `rank_*`: rank correlation of the two methods over cells of an effect of at least `NOTICED`. `told_apart_*`:
-    the denominators. `base_pt`, `tuned_pt`: accuracy on O_PT.
+    `largest_change`: the size of that change on the test prompts, negative where its sign is not that of `select` (so signs do
+    not cancel over seeds). `heads_*`, `mlps_*`: sums of the effects of single heads, of single MLPs, at the position that
+    answers. `rank_*`: rank correlation of the two methods over cells of an effect of at least `NOTICED`. `told_apart_*`: the
+    denominators. `base_pt`, `tuned_pt`: accuracy on O_PT.
     """
     base = alike(pair)
     prompts, select = (draw_prompts(pair, settings.capability, settings.n, split) for split in ("test", "select"))
@@ -83,7 +84,7 @@ def patching(pair: Pair, settings: PatchingSettings) -> Result:
     cells = [Cell(site, at[:, i]) for site in sites for i in range(len(places))] + [Cell(site) for site in sites]
     named = [(site, place) for site in sites for place in places] + [(site, Place(EVERYWHERE, EVERYWHERE)) for site in sites]
     found = {name: _effects(model, prompts, cells, pair.seed) for name, model in pair.states.items()}
-    chosen = _largest(pair, select, sites, places, settings.positions)
+    chosen, sign = _largest(pair, select, sites, places, settings.positions)
     components = pd.DataFrame([_coordinates(site, place) for site, place in named])
     gaps = {name: prompts.gap(model) for name, model in _models(pair).items()}
     result = Result(
@@ -94,7 +95,7 @@ def patching(pair: Pair, settings: PatchingSettings) -> Result:
             "gaps": _gaps(gaps, pair.seed),
             "largest": _where(components, found, chosen),
         },
-        headline=tuple(_headline(pair, settings, named, found, gaps, chosen)),
+        headline=tuple(_headline(pair, settings, named, found, gaps, (chosen, sign))),
         limits=(
             "What carries the difference between two prompts need not be where fine-tuning changed the model.",
             "Effects of single components do not add up: what one stops doing another may do, and some act only together.",
@@ -141,8 +142,8 @@ def _effects(model: PreTrainedModel, prompts: Prompts, cells: Sequence[Cell], se
     return _Found(Effects(exact, gap, seed), Effects(estimate, gap, seed), grid.rows_changed.numpy())
 
 
-def _largest(pair: Pair, prompts: Prompts, sites: Sequence[Site], places: Sequence[Place], most: int) -> int:
-    """The cell of a head or an MLP whose effect changes most on prompts of split `select`; its number."""
+def _largest(pair: Pair, prompts: Prompts, sites: Sequence[Site], places: Sequence[Place], most: int) -> tuple[int, float]:
+    """The cell of a head or an MLP whose effect changes most on prompts of split `select`: its number, and the change's sign."""
     here, at = places_of(pair, prompts.examples, most)
     assert [place.name for place in here] == [place.name for place in places]
     numbers: list[int] = []
@@ -158,7 +159,9 @@ def _largest(pair: Pair, prompts: Prompts, sites: Sequence[Site], places: Sequen
         # Also where shares are undefined a place must be named: there it is the change in logits.
         gap = float((after - before).mean())
         effects.append((grid.values - grid.plain).double().mean(1).numpy() / (gap if gap >= FLOOR else FLOOR))
-    return numbers[int(np.abs(effects[1] - effects[0]).argmax())]
+    change = effects[1] - effects[0]
+    most_changed = int(np.abs(change).argmax())
+    return numbers[most_changed], float(np.copysign(1, change[most_changed]))
 
 
 def _coordinates(site: Site, place: Place) -> dict[str, object]:
@@ -207,13 +210,14 @@ def _headline(
     named: Sequence[tuple[Site, Place]],
     found: dict[str, _Found],
     gaps: dict[str, Float[np.ndarray, "two n"]],
-    chosen: int,
+    chosen: tuple[int, float],
 ) -> list[Metric]:
     at_request = np.array([place.name == REQUEST for _, place in named])
     kinds = np.array([site.kind for site, _ in named])
     exact = {name: effects.by_method["patched"] for name, effects in found.items()}
     (before, before_drawn), (after, after_drawn) = (exact[name].shares() for name in ("base", "tuned"))
-    change, drawn = float((after - before)[chosen]), (after_drawn - before_drawn)[:, chosen]
+    cell, sign = chosen
+    change, drawn = sign * float((after - before)[cell]), sign * (after_drawn - before_drawn)[:, cell]
     out = [derived("largest_change", change, drawn, settings.n, "share of the effect")]
     for name, effects in exact.items():
         out += [effects.total(f"{kind}s_{name}", at_request & (kinds == kind)) for kind in ("head", "mlp")]
@@ -248,8 +252,8 @@ def evidence(result: Result) -> tuple[Evidence, ...]:
 
 def _told(found: Mapping[str, Metric], capability: str) -> str:
     return (
-        f"One component's share of the difference between prompts for {capability} and their counterfactuals changed by at "
-        f"most {found['largest_change'].value:+.2f}; at the position that answers all heads carried "
-        f"{found['heads_base'].value:.2f} before and {found['heads_tuned'].value:.2f} after, all MLPs "
+        f"Of the difference between prompts for {capability} and their counterfactuals the share of the component that was chosen "
+        f"on other prompts changed by {found['largest_change'].value:.2f} in size; at the position that answers, effects of single "
+        f"heads sum to {found['heads_base'].value:.2f} before and {found['heads_tuned'].value:.2f} after, of single MLPs to "
         f"{found['mlps_base'].value:.2f} and {found['mlps_tuned'].value:.2f}."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
@@ -12,6 +13,7 @@ from jaxtyping import Float
 from pydantic import Field
 from transformers import PreTrainedModel
 
+from workbench.analyses._circuits import Ranked, around, index, overlap, random_jaccard
 from workbench.analyses._prompts import (
     FLOOR,
     Effects,
@@ -19,18 +21,20 @@ from workbench.analyses._prompts import (
     alike,
     draw_prompts,
     effect_columns,
+    other_prompts,
     placed,
 )
 from workbench.analysis import Settings, analysis
-from workbench.measures import DRAWS, correct_answers, derived, draw, mean_metric, proportion, shares
+from workbench.measures import DRAWS, certain, correct_answers, derived, draw, mean_metric, proportion, shares
 from workbench.models.paths import connected, path_grid, receivers_of, senders_of
 from workbench.models.sites import EMBEDDING, Site
 from workbench.results import Evidence, Metric, Result
-from workbench.statistics import bootstrap_mean
 from workbench.subjects import Pair
+from workbench.verdict import ROOM
 
 TOP = 10
-"""Paths of the largest effects that `overlap` compares, declared beforehand."""
+"""Paths of the largest effects that `overlap` compares, declared beforehand; all where there are fewer."""
+OTHER = "other ability"
 
 
 class PathPatchingSettings(Settings):
@@ -60,12 +64,16 @@ def path_patching(pair: Pair, settings: PathPatchingSettings) -> Result:
     undefined for a model that tells them apart by less than `FLOOR` logits.
 
     `table`: effects by model (`change`: tuned minus base on the same prompts), sender and receiver. `changed`: in which share of
-    the prompts a path changed anything. `largest`: the path whose effect changed most, chosen on split `select`.
+    the prompts a path changed anything. `largest`: the path whose effect changed most on split `select`, with its effects on the
+    test prompts.
 
-    `largest_change`: that change on the test prompts. `direct_*`: summed effects of all components on the logits, past all
-    others. `overlap`: Jaccard index of the `TOP` paths of base and tuned model by the size of their effect in logits, on the
-    test prompts; `overlap_revived`: of base and revived model; `overlap_base`: of the base with itself on split `select`, which is as
-    high as it could be. `told_apart_*`: the denominators, in logits. `base_pt`, `tuned_pt`: accuracy on O_PT.
+    `largest_change`: the size of that change on the test prompts, negative where its sign is not that of `select` (so signs do
+    not cancel over seeds). `direct_*`: summed effects of all components on the logits, past all others.
+    `overlap`: Jaccard index of the `TOP` paths of base and tuned model by the size of their mean effect in logits, each on prompts
+    of its own (splits `select` and `test`, the mean of both ways); `overlap_revived`: of base and revived model. `_ceiling`: the mean
+    of both models with themselves, what two equal ones would reach. Floors: `overlap_other`, the base's own paths for an ability
+    of another family, and `overlap_random`, random sets of paths. Intervals: bootstrap over prompts, around the value.
+    `told_apart_*`: the denominators, in logits. `base_pt`, `tuned_pt`: accuracy on O_PT.
     """
     base = alike(pair)
     prompts, select = (draw_prompts(pair, settings.capability, settings.n, split) for split in ("test", "select"))
@@ -76,8 +84,9 @@ def path_patching(pair: Pair, settings: PathPatchingSettings) -> Result:
     for name, model in pair.states.items():
         found[name], rows = _effects(model, prompts, paths, pair.seed)
         frames.append(coordinates.assign(model=name, value=rows / settings.n, n=settings.n, unit="share of the prompts"))
-    again = {name: _effects(model, select, paths, pair.seed)[0] for name, model in (("base", base), ("tuned", pair.tuned))}
-    chosen = int(np.abs(_scaled(again["tuned"]) - _scaled(again["base"])).argmax())
+    again = {name: _effects(model, select, paths, pair.seed)[0] for name, model in pair.states.items()}
+    moved = _scaled(again["tuned"]) - _scaled(again["base"])
+    chosen = int(np.abs(moved).argmax())
     changed = pd.concat(frames, ignore_index=True)
     result = Result(
         name="path_patching",
@@ -88,7 +97,10 @@ def path_patching(pair: Pair, settings: PathPatchingSettings) -> Result:
             .reset_index(drop=True)
             .assign(**{name: float(effects.shares()[0][chosen]) for name, effects in found.items()}),
         },
-        headline=tuple(_headline(pair, settings.n, paths, found, again["base"], chosen)),
+        headline=(
+            *_headline(pair, settings.n, paths, found, (chosen, float(np.copysign(1, moved[chosen])))),
+            *_overlaps(pair, settings.n, paths, again, found),
+        ),
         limits=(
             "A path that carries the difference between two prompts need not be one that fine-tuning changed.",
             "Only paths of two components are patched; what needs three is spread over several of them.",
@@ -147,49 +159,67 @@ def _table(coordinates: pd.DataFrame, found: dict[str, Effects], changed: pd.Dat
 
 
 def _headline(
-    pair: Pair, n: int, paths: Sequence[tuple[Site, Site]], found: dict[str, Effects], again: Effects, chosen: int
+    pair: Pair, n: int, paths: Sequence[tuple[Site, Site]], found: dict[str, Effects], chosen: tuple[int, float]
 ) -> list[Metric]:
     to_logits = np.array([receiver.kind == "stream" for _, receiver in paths])
     (before, before_drawn), (after, after_drawn) = (found[name].shares() for name in ("base", "tuned"))
-    change, drawn = float((after - before)[chosen]), (after_drawn - before_drawn)[:, chosen]
+    path, sign = chosen
+    change, drawn = sign * float((after - before)[path]), sign * (after_drawn - before_drawn)[:, path]
     out = [derived("largest_change", change, drawn, n, "share of the effect")]
     for name, effects in found.items():
         if to_logits.any():
             out.append(effects.total(f"direct_{name}", to_logits))
         out.append(mean_metric(f"told_apart_{name}", effects.gap, pair.seed, "logits"))
-    out.append(_overlap("overlap", found["base"], found["tuned"]))
-    out.append(_overlap("overlap_base", found["base"], again))
-    if "revived" in found:
-        out.append(_overlap("overlap_revived", found["base"], found["revived"]))
     examples = draw(pair, pair.capability, shares(pair, pair.capability)[0], n)
     for name, model in (("base", pair.base), ("tuned", pair.tuned)):
         out.append(proportion(f"{name}_pt", correct_answers(model, examples), pair.seed))
     return out
 
 
-def _overlap(name: str, one: Effects, other: Effects) -> Metric:
-    """Jaccard index of the paths of the largest effects in logits."""
+def _overlaps(
+    pair: Pair, n: int, paths: Sequence[tuple[Site, Site]], select: Mapping[str, Effects], test: Mapping[str, Effects]
+) -> list[Metric]:
+    """Jaccard indices of the paths of the largest effects: of base and other models, of models with themselves, and floors."""
+    k, seed = min(TOP, len(paths)), pair.seed
+    ranked = {name: Ranked.of(select[name].change.T, test[name].change.T, seed) for name in test}
+    unclear = {name for name, effects in test.items() if not effects.told_apart}  # an order of noise
+    if other := other_prompts(pair, n):
+        own = [_effects(pair.base, prompts, paths, seed)[0] for prompts in other]
+        ranked[OTHER] = Ranked.of(own[0].change.T, own[1].change.T, seed)
+        unclear |= set() if own[1].told_apart else {OTHER}
 
-    def top(size: Float[np.ndarray, "*rest paths"]) -> np.ndarray:
-        return np.abs(size).argsort(-1).argsort(-1) >= size.shape[-1] - TOP
+    def shared(a: str, b: str) -> tuple[float, Float[np.ndarray, " draws"]]:
+        return (math.nan, np.full(DRAWS, np.nan)) if unclear & {a, b} else overlap(ranked[a], ranked[b], k)
 
-    def jaccard(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return np.asarray((a & b).sum(-1) / (a | b).sum(-1))
-
-    drawn = [top(bootstrap_mean(effects.change.T, DRAWS, effects.seed)) for effects in (one, other)]
-    told_apart = one.told_apart and other.told_apart  # else an order of noise
-    value = jaccard(top(one.change.mean(1)), top(other.change.mean(1))) if told_apart else np.nan
-    return derived(name, float(value), jaccard(*drawn), len(one.gap), "Jaccard index")
+    out: list[Metric] = []
+    for name, after in (("overlap", "tuned"), ("overlap_revived", "revived")):
+        if after in ranked:
+            (one, one_drawn), (two, two_drawn) = shared("base", "base"), shared(after, after)
+            ceiling = (one + two) / 2
+            out.append(index(name, *shared("base", after), n))
+            out.append(index(f"{name}_ceiling", ceiling, around(ceiling, (one_drawn + two_drawn) / 2), n))
+    if OTHER in ranked:
+        out.append(index("overlap_other", *shared("base", OTHER), n))
+    out.append(certain("overlap_random", random_jaccard(len(paths), k, seed)[0], n, "Jaccard index"))
+    return out
 
 
 def evidence(result: Result) -> tuple[Evidence, ...]:
     """One line that takes no side: by which paths a difference runs says nothing of what became of an ability."""
-    return placed(result, "overlap", _told)
+    (line,) = placed(result, "overlap", _told)
+    found = {m.metric: m for m in result.headline}
+    if found["overlap_ceiling"].value - found["overlap_random"].value < ROOM:
+        short = " Paths of one model agree hardly better than random ones, so nothing could be shown."
+        line = replace(line, direction="uninformative", text=line.text + short)
+    return (line,)
 
 
 def _told(found: Mapping[str, Metric], capability: str) -> str:
+    defined = "overlap_other" in found and math.isfinite(found["overlap_other"].value)
+    other = f"the base's own for another ability {found['overlap_other'].value:.2f}, " if defined else ""
     return (
         f"Of the {TOP} paths that carry the difference between prompts for {capability} and their counterfactuals most, base and "
-        f"tuned model share {found['overlap'].value:.2f} (Jaccard; the base with itself on other prompts "
-        f"{found['overlap_base'].value:.2f}); the share of one path changed by at most {found['largest_change'].value:+.2f}."
+        f"tuned model share {found['overlap'].value:.2f} (Jaccard; one model on other prompts "
+        f"{found['overlap_ceiling'].value:.2f}, {other}random paths {found['overlap_random'].value:.2f}); the share of the path that "
+        f"was chosen on other prompts changed by {found['largest_change'].value:.2f} in size."
     )

@@ -196,6 +196,7 @@ def alt(result: Result) -> str:
     pt, _ = words.subject(result)
     name = _class_name(result, str(at["kind"]), str(at["class"]))
     return (
-        f"On texts for {pt} fine-tuning moved at most {words.interval(result.metric('moved'))} of a head's attention at the read "
-        f"position; block {block + 1}, head {head + 1} attends to {name} with {was:.2f} before and {now:.2f} after."
+        f"On texts for {pt} fine-tuning moved {words.interval(result.metric('moved'))} of the attention at the read position in the "
+        f"head that was chosen on other texts. The mass that changed most on these: block {block + 1}, head {head + 1} attends to "
+        f"{name} with {was:.2f} before and {now:.2f} after."
     )

@@ -43,11 +43,13 @@ _PARTNERS = {
     "same base": ("of fine-tune {}, same base", BLUE, "dash", "square", "square-open", "pentagon"),
     "another seed": ("of another seed, mapped", VERMILLION, "solid", "circle"),
     "another seed, not mapped": ("of another seed, not mapped", GREY, "dash", "x"),
+    "for the revived": ("{}, in place of the revived", GREY, "dot", "diamond-open", "diamond-wide-open"),
+    "for the fine-tune": ("{}, in place of that fine-tune", GREY, "dot", "square-open", "square-cross-open"),
 }
 """Name, colour, dash and marker of what the vector is held against."""
 
 
-RANDOM = "random, expected size"
+RANDOM = "random, 95 %"
 ORDER = ("own", "same base", "another seed", "other family", "random")
 
 
@@ -67,7 +69,7 @@ def figure(result: Result) -> go.Figure:
             "fine-tuned model, the vector taken out",
             "base, the vector added",
             "fine-tuned model, other vectors of equal length taken out at the chosen point",
-            "cosine of the vector with others (grey: expected size for random ones)",
+            "cosine of the vector with others (grey band: 95 % of random ones)",
         ],
     )
     found = {m.metric: m for m in result.headline}
@@ -195,7 +197,10 @@ def _source(name: str, said: Mapping[str, str]) -> str:
 
 
 def _angles(fig: go.Figure, result: Result) -> None:
-    """Cosines by residual point; grey, where those of random directions would lie."""
+    """Cosines by residual point; grey, 95 % of those of random directions, and models without the ability in another's place.
+
+    These are the floor where a mean is shared with our vector: there unrelated vectors do not give 0.
+    """
     table = result.tables["directions"]
     at: dict[str, Any] = {"row": 3, "col": 1}
     cosines = keep(table, table["measure"].isin(["cosine", "cosine, unmapped"]))
@@ -244,7 +249,16 @@ def alt(result: Result) -> str:
         f"{words.interval(found['base_pt'])}, and {words.interval(found['added_pt'])} with the vector added (random ones: "
         f"{words.interval(found['random_added_pt'])})."
     )
-    for metric, text in (("cosine_revival", "the revival"), ("cosine_another_seed", "another seed's, mapped,")):
+    for metric, text in (("cosine_another_seed", "another seed's, mapped,"), ("cosine_revival", "the revival")):
         if metric in found:
             said += f" Its cosine with {text} is {words.interval(found[metric])}."
+    for metric, text in (("cosine_revival_never", "that never had it"), ("cosine_revival_untrained", "of random weights")):
+        if metric in found:
+            said += f" With a model {text} in place of the revived one it is {words.interval(found[metric])}."
+    floor = found.get("undone_by_never", found.get("undone_by_untrained"))
+    if "undone_by_revival" in found and floor is not None:
+        said += (
+            f" The revival undoes {words.interval(found['undone_by_revival'])} of the vector, a model without the ability in its place "
+            f"{words.interval(floor)}."
+        )
     return said

@@ -207,9 +207,10 @@ def alt(result: Result) -> str:
     at = f"{component(str(first(where, 'component')))}, {first(where, 'place')}"
     return (
         f"Patches from counterfactual prompts for {asked(result)}: {apart(result)} "
-        f"Where the model reads, all heads carry {words.interval(found['heads_base'])} of that before and "
-        f"{words.interval(found['heads_tuned'])} after, all MLPs {words.interval(found['mlps_base'])} and "
-        f"{words.interval(found['mlps_tuned'])}. The largest change of an effect ({at}) is {words.interval(found['largest_change'])}."
+        f"Where the model reads, effects of single heads sum to {words.interval(found['heads_base'])} of that before and "
+        f"{words.interval(found['heads_tuned'])} after, of single MLPs to {words.interval(found['mlps_base'])} and "
+        f"{words.interval(found['mlps_tuned'])}. The effect of the component that was chosen on other prompts ({at}) changed by "
+        f"{words.interval(found['largest_change'])} in size."
     )
 
 

@@ -37,8 +37,12 @@ def alt(result: Result) -> str:
     found = {m.metric: m for m in result.headline}
     where = result.tables["largest"]
     path = f"{component(str(first(where, 'sender')))} to {component(str(first(where, 'receiver')))}"
+    floors = f"random ones {words.interval(found['overlap_random'])}"
+    if "overlap_other" in found:
+        floors = f"the base's own for another ability {words.interval(found['overlap_other'])}, {floors}"
     return (
         f"Direct paths that tell prompts for {asked(result)} from their counterfactuals: {apart(result)} Of the ten largest, base and "
-        f"fine-tuned model share {words.interval(found['overlap'])} (Jaccard), the base with itself on other prompts "
-        f"{words.interval(found['overlap_base'])}. The largest change of an effect ({path}) is {words.interval(found['largest_change'])}."
+        f"fine-tuned model share {words.interval(found['overlap'])} (Jaccard), one model on other prompts "
+        f"{words.interval(found['overlap_ceiling'])}, {floors}. The effect of the path that was chosen on other prompts ({path}) "
+        f"changed by {words.interval(found['largest_change'])} in size."
     )
