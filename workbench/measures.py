@@ -20,6 +20,7 @@ from workbench.subjects import Pair, Question
 DRAWS = 400
 PLAIN = math.nan
 """The share of texts to which no correlation applies."""
+UNRELATED = "Fine-tuning did not start from the base: a head or MLP of one number is not the same one in both models."
 
 
 def derived(name: str, value: float, draws: np.ndarray, n: int, unit: str = "") -> Metric:
@@ -92,6 +93,11 @@ def draw(pair: Question, capability: str, share: float, n: int, split: str = "te
 def correct_answers(model: Any, examples: Examples) -> np.ndarray:
     """1.0 where the answer is right, `[n]`."""
     return evaluate(model, examples, accuracy).numpy().astype(np.float64)
+
+
+def unrelated(pair: Pair) -> tuple[str, ...]:
+    """The limit of what matches components of base and tuned model by their numbers; none where one was made from the other."""
+    return () if pair.start is pair.base else (UNRELATED,)
 
 
 def role_of(pair: Pair, capability: str) -> str:

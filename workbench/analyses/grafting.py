@@ -52,7 +52,7 @@ RANKINGS = ("first_order", "magnitude")
 class GraftingSettings(Settings):
     """Settings of `grafting`."""
 
-    score_examples: int = Field(1024, ge=16, description="examples for the gradients, disjoint from all others")
+    score_examples: int = Field(1024, ge=16, description="examples for the gradients, drawn independently of all others")
     random_draws: int = Field(10, ge=10, description="random choices of weights that serve as the control")
     n: int | None = Field(None, ge=16, description="test examples per set; the pair's own number when empty")
     control_examples: int = Field(200, ge=16, description="examples (at most) for random weights")
