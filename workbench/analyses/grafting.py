@@ -198,7 +198,8 @@ def evidence(result: Result) -> tuple[Evidence, ...]:
     )
     if start.value - tuned.value < ROOM or not math.isfinite(recovered.value):
         shown, direction = gain, "uninformative"
-        text = f"The tuned model is within {ROOM} of the one before on {capability}: there is no loss to place in the weights."
+        seeds = " in some seed" if start.value - tuned.value >= ROOM else ""
+        text = f"The tuned model lost no {ROOM} of {capability}{seeds}: there is no loss to place in the weights."
     elif recovered.low >= RECOVERED and gain.low > 0:
         text = f"{told}: {recovered.value:.0%} of the loss sits in few weights, which tells where it is, not whether it is covered."
     else:
