@@ -72,7 +72,8 @@ def _kept(fig: go.Figure, table: pd.DataFrame, column: int) -> None:
     at: dict[str, Any] = {"log": False, "row": 2, "column": column, "legend": False, "hover": "share"}
     for model in models:
         curve(fig, select(table, model=model, circuit="random"), "size", "random", "random", **at)
-        rows, named = select(table, model=model, circuit="random, connected"), {**at, "legend": model == models[0]}
+        rows = select(table, model=model, circuit="random, connected")
+        named: dict[str, Any] = {**at, "legend": model == models[0]}
         curve(fig, rows, "size", "irrelevant", "random, connected", **named)
     for model in models:
         curve(fig, select(table, model=model, circuit="own"), "size", model, LOOKS[model], **at)
