@@ -18,9 +18,9 @@ from workbench.statistics import bootstrap_mean, paired_difference, wilson
 from workbench.subjects import Pair, Question
 
 DRAWS = 400
-UNRELATED = "Fine-tuning did not start from the base: a head, an MLP or a direction of the residual stream is not the same in both models."
 PLAIN = math.nan
 """The share of texts to which no correlation applies."""
+UNRELATED = "Fine-tuning did not start from the base: a head, an MLP or a direction of the residual stream is not the same in both models."
 
 
 def derived(name: str, value: float, draws: np.ndarray, n: int, unit: str = "") -> Metric:

@@ -187,13 +187,20 @@ NUMBERS = {
     [
         ({}, "neutral", "from 5.0 to -5.0; the component that changed most makes up 60% of that directly"),
         ({"change_pt": (-0.05, -0.1, 0.0)}, "uninformative", "no loss to place"),
-        ({"explained": (float("nan"),) * 3}, "uninformative", "hardly moved"),
+        ({"explained": (float("nan"),) * 3}, "uninformative", "moved by less than 0.001 logits:"),
     ],
 )
 def test_what_the_numbers_mean(made_up, changes, direction, words):
     (line,) = evidence(made_up("attribution", **{**NUMBERS, **changes}))
     assert line.direction == direction
     assert words in line.text
+
+
+def test_a_share_that_one_seed_lacks_is_no_statement_about_all(made_up):
+    result = made_up("attribution", **{**NUMBERS, "explained": (float("nan"),) * 3})
+    (line,) = evidence(replace(result, headline=tuple(replace(m, seeds=2) for m in result.headline)))
+    assert "moved by less than 0.001 logits in some seed:" in line.text
+    assert "no loss" not in line.text
 
 
 def test_seeds_pool_though_each_may_choose_another_part(result):

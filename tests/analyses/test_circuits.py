@@ -15,7 +15,18 @@ from analyses.planted import deepened, pair_of
 from analyses.test_path_patching import CHAIN
 
 from workbench.analyses import circuits
-from workbench.analyses._circuits import Ranked, edges_between, jaccard, node_scores, nodes_of, overlap, random_jaccard, top
+from workbench.analyses._circuits import (
+    Ranked,
+    edges_between,
+    jaccard,
+    node_scores,
+    nodes_of,
+    overlap,
+    random_connected,
+    random_jaccard,
+    random_sets,
+    top,
+)
 from workbench.analyses._prompts import draw_prompts
 from workbench.analyses.circuits import OTHER, TOP, evidence
 from workbench.analyses.path_patching import paths_of
@@ -86,7 +97,7 @@ def test_equal_models_share_what_one_does_on_other_prompts(make_pair):
 def test_all_edges_and_all_nodes_are_the_whole_model(make_pair):
     found = circuits(make_pair(), n=40, sizes=(1.0,))
     whole = values(found, "faithfulness", "kind", "model", "circuit", size=1.0)
-    assert len(whole) == 2 * (2 + 3)
+    assert len(whole) == 2 * (2 + 3) + 2  # random edges are of two kinds
     assert np.allclose(whole, 1, atol=1e-4)
 
 
@@ -221,6 +232,54 @@ def test_random_sets_share_what_counting_says():
         assert draws.mean() == pytest.approx(expected, abs=0.05)
 
 
+def routed(edges, inside):
+    """Which edges of a set lie on a route from the embedding to the logits within it: by walking from both ends."""
+    ends = [edge for edge, kept in zip(edges, inside, strict=True) if kept]
+
+    def walk(start, step):
+        seen, rest = {start}, [start]
+        while rest:
+            here = rest.pop()
+            for edge in ends:
+                there, come = edge[step], edge[1 - step]
+                if there == here and come not in seen:
+                    seen.add(come)
+                    rest.append(come)
+        return seen
+
+    first, last = edges[0][0], next(v for _, v in edges if v.kind == "stream")
+    reached, reaching = walk(first, 0), walk(last, 1)
+    return [u in reached and v in reaching for u, v in ends]
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_edges_of_random_connected_sets_are_all_on_routes(models, blocks):
+    edges = paths_of(models["base"] if blocks == 1 else deepened(models["base"]), "all")
+    for k in range(1, len(edges) + 1):
+        sets = random_connected(edges, k, 10, 0)
+        assert (sets.sum(1) == k).all()
+        assert all(all(routed(edges, inside)) for inside in sets)
+    half = random_connected(edges, len(edges) // 2, 10, 0)
+    assert len(np.unique(half, axis=0)) > 3
+    assert (half == random_connected(edges, len(edges) // 2, 10, 0)).all()
+    assert (half != random_connected(edges, len(edges) // 2, 10, 1)).any()
+    loose = random_sets(len(edges), len(edges) // 2, 10, 0)
+    assert not all(all(routed(edges, inside)) for inside in loose)
+
+
+def test_connected_random_edges_are_the_headline_s_control(result, make_pair):
+    pair = make_pair()
+    edges, test = paths_of(pair.base, "all"), draw_prompts(pair, "pt", 40)
+    told = values(result, "faithfulness", "circuit", "k", kind="edges", model="tuned")
+    k = round(TOP["edges"] * len(edges))
+    assert result.metric("faithful_edges_tuned_random").value == told["random, connected", k]
+    sets = torch.from_numpy(random_connected(edges, k, 10, pair.seed))
+    before, after = test.gap(pair.tuned)
+    run = run_circuits(pair.tuned, test.examples, edges, sets, test.read).numpy()
+    assert told["random, connected", k] == pytest.approx((after - run.mean(0)).mean() / (after - before).mean(), abs=1e-4)
+    assert "random" in values(result, "faithfulness", "circuit", kind="nodes").index
+
+
 def test_a_node_scores_its_edges_and_keeps_those_to_others_of_the_circuit(make_pair):
     edges = paths_of(make_pair().base, "all")
     nodes = nodes_of(edges)
@@ -237,11 +296,16 @@ def test_a_node_scores_its_edges_and_keeps_those_to_others_of_the_circuit(make_p
 def test_evidence(made_up):
     told = {"told_apart_base": (9, 8, 10), "told_apart_tuned": (5, 4, 6), "base_pt": 1.0, "tuned_pt": 0.2}
     found = {"edges": 0.4, "edges_ceiling": 0.9, "edges_random": 0.1, "edges_other": 0.3, "nodes": 0.7}
-    found |= {"faithful_edges_tuned": 0.8, "faithful_edges_tuned_base": 0.6, "faithful_edges_revived_base": 0.5}
+    found |= {
+        "faithful_edges_tuned_random": 0.3,
+        "faithful_edges_tuned": 0.8,
+        "faithful_edges_tuned_base": 0.6,
+        "faithful_edges_revived_base": 0.5,
+    }
     (line,) = evidence(made_up("circuits", **told, **found))
     assert (line.direction, line.metric, line.value) == ("neutral", "edges", 0.4)
     assert "share 0.40 (Jaccard; one model on other prompts 0.90, the base's own for another ability 0.30" in line.text
-    assert "its own edges keep 0.80 and the base's 0.60" in line.text
+    assert "its own edges keep 0.80, the base's 0.60 and random routes of as many edges 0.30" in line.text
     assert "In the revived model the base's keep 0.50." in line.text
     (line,) = evidence(made_up("circuits", **told, **{**found, "edges_ceiling": 0.15}))
     assert line.direction == "uninformative"

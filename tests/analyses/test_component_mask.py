@@ -12,9 +12,9 @@ from analyses.compiled_pair import compiled_pair
 
 from tests.analyses.conftest import INHIBITOR
 from workbench.analyses import component_mask
-from workbench.analyses.component_mask import evidence
+from workbench.analyses.component_mask import _choose, evidence
 from workbench.errors import UserError
-from workbench.measures import correct_answers
+from workbench.measures import UNRELATED, correct_answers
 from workbench.models.component_masks import Mask, answered, random_mask
 from workbench.registry import analyses
 from workbench.replicates import combine_results
@@ -56,6 +56,53 @@ def test_where_it_is_enough_to_take_a_neuron_away_the_controls_neuron_does_as_we
     assert "a control's components do as much" in result.evidence[0].text
 
 
+def test_the_control_has_a_mask_at_every_penalty_and_its_size(result):
+    control = rows(result, mask="control", goal="restores")
+    assert set(control["penalty"]) == set(FAST["penalties"])
+    counts = control[control["measure"] == "components"].set_index("penalty")["value"]
+    assert result.metric("restores_control_components").value in set(counts)
+    told = control[control["measure"] == "wanted answers"].set_index("penalty")["value"]
+    assert result.metric("restores_control").value == told[counts[counts == 1].index[-1]]
+
+
+def test_the_controls_masks_take_the_controls_components(make_pair, covered):
+    """A control that is the receiver itself changes nothing, however much is taken of it; the donor would."""
+    settings = {**FAST, "goals": ("breaks",), "steps": 2}  # so that all components are still taken
+    result = component_mask(make_pair(never_path=covered.base_path), **settings)
+    assert result.metric("breaks_control_components").value == result.metric("breaks_components").value > 100
+    assert result.metric("breaks_all").value == 1
+    for penalty in FAST["penalties"]:
+        (value,) = rows(result, mask="control", measure="wanted answers", penalty=penalty)["value"]
+        assert value == result.metric("breaks_none").value < 0.5
+
+
+def test_the_highest_penalty_that_comes_up_to_the_mark_is_chosen_and_else_the_best():
+    assert _choose([0.9, 1.0, 0.95, 0.2], 0.9) == 2
+    assert _choose([0.5, 0.7, 0.7, 0.2], 0.9) == 2
+
+
+def test_a_mask_that_does_not_keep_enough_is_said_so(make_pair):
+    result = component_mask(make_pair(), **{**FAST, "goals": ("restores",), "penalties": (100.0, 200.0)})
+    assert "No mask of 'restores' kept 90% of what all components do: the best of them is shown." in result.limits
+    assert set(result.tables["components"].query("headline")["penalty"]) == {200.0}
+
+
+def test_components_of_models_that_were_trained_apart_are_not_the_same_ones(make_pair, covered, result):
+    settings = {**FAST, "goals": ("restores",), "steps": 1, "n": 16, "control_examples": 16}
+    apart = component_mask(make_pair(start_path=covered.tuned_path), **settings)
+    assert UNRELATED in apart.limits
+    assert UNRELATED not in result.limits
+
+
+def test_a_gain_is_a_difference_on_the_texts_of_the_random_masks(make_pair, covered):
+    """Masks that take nothing, learned or random, do the same on the same texts; other texts would differ by chance."""
+    right = correct_answers(covered.tuned, covered.examples("look_a", n=64))
+    assert right[:32].mean() != right.mean()
+    result = component_mask(make_pair(), **{**FAST, "goals": ("restores",), "penalties": (100.0,)})
+    gain = result.metric("restores_gain")
+    assert (gain.value, gain.low, gain.high, gain.n) == (0, 0, 0, 32)
+
+
 def test_the_ends_are_the_two_models(result, covered):
     base, tuned = (correct_answers(m, covered.examples("look_a", n=64)) for m in (covered.base, covered.tuned))
     (none,), (whole,) = (rows(result, goal="restores", mask=mask)["value"] for mask in ("none", "all"))
@@ -72,7 +119,7 @@ def test_every_mask_has_its_size_and_ten_random_ones_of_it(result):
     assert random.groupby(["goal", "penalty"])["draw"].nunique().eq(10).all()
     assert set(random["n"]) == {32}
     for goal in ("restores", "breaks", "installs"):
-        counted = rows(result, goal=goal, measure="components").set_index("penalty")["value"]
+        counted = rows(result, goal=goal, mask="learned", measure="components").set_index("penalty")["value"]
         listed = result.tables["components"].query("goal == @goal and taken").groupby("penalty").size()
         assert counted[counted > 0].to_dict() == listed.to_dict()
 
@@ -134,6 +181,7 @@ NUMBERS = {
     "restores_none": 0.15,
     "restores_all": 1.0,
     "restores_components": 5.0,
+    "restores_control_components": 7.0,
 }
 
 
@@ -144,7 +192,12 @@ NUMBERS = {
         ({"restores_gain": (0.05, -0.1, 0.2)}, "neutral", "no better than random ones"),
         ({"restores_over_control": (0.05, 0.0, 0.1)}, "uninformative", "a control's components do as much"),
         ({"restores_all": 0.5}, "uninformative", "more than all components together"),
-        ({"restores": (math.nan, math.nan, math.nan, "undefined")}, "uninformative", "no loss"),
+        ({"restores": (math.nan, math.nan, math.nan, "undefined")}, "uninformative", "to 1.00: in some seed there is no loss"),
+        (
+            {"restores": (math.nan, math.nan, math.nan, "undefined"), "restores_all": 0.2},
+            "uninformative",
+            "to 0.20: there is no loss",
+        ),
     ],
 )
 def test_evidence_takes_no_side(made_up, changes, direction, words):

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from analyses.compiled_pair import compiled_pair
 from analyses.planted import pair_of
 
+from tests.analyses.conftest import OPERANDS, WRONG, LookupTask
 from workbench.analyses import cross_patching
 from workbench.analyses.cross_patching import evidence
 from workbench.errors import UserError
-from workbench.measures import correct_answers
+from workbench.measures import UNRELATED, correct_answers
 from workbench.models.build import build_model
 from workbench.models.checkpoints import save_model
 from workbench.models.forward import nll
@@ -160,6 +163,47 @@ def test_components_are_chosen_on_other_texts(make_pair, task):
     assert task.drawn == {(capability, split, share) for capability, share in (pt, ft) for split in ("select", "test")}
 
 
+@dataclass(frozen=True)
+class Harmless(LookupTask):
+    """On texts that choose, the right answer is always the one that the planted neuron gives."""
+
+    def capability(self, name, correlation=None):
+        plain = super().capability(name, correlation)
+
+        def examples(n, seed, split="test"):
+            found = plain.examples(n, seed, split)
+            if split != "select":
+                return found
+            at = 1 + OPERANDS[name][1]  # the text follows BOS
+            tokens = found.tokens.clone()
+            tokens[:, at] = tokens[:, -1] = WRONG
+            return replace(found, tokens=tokens, answer=torch.full_like(found.answer, WRONG))
+
+        return SimpleNamespace(examples=examples)
+
+
+def test_what_wins_on_the_texts_that_choose_is_reported_wherever_else_more_is_carried(make_pair):
+    """There the neuron changes nothing, so that all components are equally good and the first is taken."""
+    result = cross_patching(make_pair(task=Harmless()), n=32, control_examples=32, places=0)
+    assert result.tables["chosen"].set_index("effect")["component"]["restores"] == "head 0.0"
+    assert result.metric("restores").value == 0
+    assert value(result, effect="restores", donor="base", component="mlp 0", measure="explained") == pytest.approx(1)
+
+
+def test_the_chosen_component_is_held_against_random_changes_on_the_same_texts(result):
+    over = result.metric("restores_over_random")
+    told = value(result, effect="restores", donor="random", component="mlp 0")
+    right = value(result, effect="restores", donor="base", component="mlp 0")
+    assert right == 1
+    assert (over.value, over.n) == (pytest.approx(right - told), FEW)
+
+
+def test_components_of_models_that_were_trained_apart_are_not_the_same_ones(make_pair, covered, result):
+    apart = cross_patching(make_pair(start_path=covered.tuned_path), n=16, control_examples=16, places=0)
+    assert UNRELATED in apart.limits
+    assert UNRELATED not in result.limits
+
+
 def test_without_a_model_that_never_had_it_random_weights_are_the_control(make_pair):
     result = cross_patching(make_pair(never=None), n=16, control_examples=16, places=0)
     assert "untrained" in set(result.table["donor"])
@@ -185,6 +229,7 @@ NUMBERS = {
     "restores_control": (-0.2, -0.3, -0.1),
     "restores_random": (-0.1, -0.2, 0.0),
     "restores_over_control": (0.5, 0.4, 0.6),
+    "restores_over_random": (0.5, 0.4, 0.6),
     "breaks_agreement": (0.9, 0.8, 1.0),
     "breaks_agreement_before": (0.1, 0.0, 0.2),
     "breaks_agreement_control": (0.3, 0.2, 0.4),
@@ -195,7 +240,12 @@ NUMBERS = {
     ("changes", "direction", "words"),
     [
         ({}, "neutral", "One component of the base restores 50% [40%, 60%] of the loss of count_a"),
-        ({"restores_change": (0.1, -0.1, 0.3)}, "neutral", "no effect: +0.10 [-0.10, +0.30]"),
+        (
+            {"restores_change": (0.1, -0.1, 0.3)},
+            "neutral",
+            "that gave most of its answers on other texts does not surely restore count_a in the tuned model (+0.10 [-0.10, +0.30])",
+        ),
+        ({"restores_over_random": (0.1, 0.0, 0.2)}, "uninformative", "not surely more than the random change"),
         ({"restores_over_control": (0.1, -0.1, 0.3)}, "neutral", "a control's does as much, so that what counts is the tuned"),
         (
             {"restores_over_control": (0.1, -0.1, 0.3), "breaks_agreement_control": (0.8, 0.7, 0.9)},
@@ -203,7 +253,11 @@ NUMBERS = {
             "not surely more than the control",
         ),
         ({"tuned_pt": 0.91}, "uninformative", "no loss to place"),
-        ({"restores": (math.nan, math.nan, math.nan, "undefined")}, "uninformative", "no loss to place"),
+        (
+            {"restores": (math.nan, math.nan, math.nan, "undefined")},
+            "uninformative",
+            "in some seed: there is no loss to place",
+        ),
     ],
 )
 def test_evidence_takes_no_side(made_up, changes, direction, words):

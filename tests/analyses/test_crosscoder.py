@@ -294,7 +294,7 @@ NUMBERS = {
         ({"explained_tuned": 0.6}, "uninformative", "does not stand for it"),
         ({"moved_all": 0.02}, "uninformative", "misses what matters"),
         ({"moved_stream": 0.05}, "uninformative", "the change comes later"),
-        ({"moved_stream": float("nan")}, "uninformative", "the change comes later"),
+        ({"moved_stream": float("nan")}, "uninformative", "base and tuned model answer count_a alike, so that"),
     ],
 )
 def test_evidence(made_up, changes, direction, words):

@@ -135,7 +135,7 @@ NUMBERS = {
         ({"gain": (0.4, -0.1, 0.5)}, "neutral", "does not sit in so few"),
         ({"recovered": (0.3, 0.2, 0.4)}, "neutral", "does not sit in so few"),
         ({"tuned_pt": 0.95}, "uninformative", "no loss to place"),
-        ({"recovered": (float("nan"),) * 3}, "uninformative", "no loss to place"),
+        ({"recovered": (float("nan"),) * 3}, "uninformative", "in some seed: there is no loss to place"),
     ],
 )
 def test_evidence_directions(made_up, changes, direction, words):

@@ -23,6 +23,7 @@ from workbench.models.checkpoints import save_model
 from workbench.models.matrices import parts
 from workbench.models.sites import Site, record
 from workbench.models.spec import ModelSpec
+from workbench.models.spectra import random_singular, stable_rank
 from workbench.replicates import combine_results
 from workbench.results import Result
 
@@ -174,11 +175,15 @@ def test_every_measure_of_a_matrix_is_that_of_a_naive_twin(general, everywhere):
     assert expected["intruders"] > 0
 
 
-def test_random_changes_stand_beside_every_rank_and_angle(general):
+def test_random_changes_stand_beside_every_rank_and_angle(general, everywhere):
     for measure in ("stable_rank", "entropy_rank", "rank_90", "intruders", "column_share", "row_share", "column_sine"):
         wide = rows(general, measure=measure).pivot_table(index=["kind", "block"], columns="source", values="value")
         assert len(wide) == 9
         assert wide.notna().all().all()
+    shape = weight(everywhere.base, "mlp_in").shape
+    drawn = stable_rank(random_singular(shape, 10, everywhere.seed))
+    (of_mlp,) = rows(general, source="random", update="tuned", kind="mlp_in", measure="stable_rank").to_dict("records")
+    assert (of_mlp["low"], of_mlp["high"]) == pytest.approx((drawn.min().item(), drawn.max().item()))
     null = rows(general, source="random", measure="stable_rank")
     assert (null["low"] < null["value"]).all()
     assert (null["value"] < null["high"]).all()
@@ -224,7 +229,13 @@ def test_a_rank_test_row_is_the_accuracy_of_the_model_built_by_hand(general, eve
     at = {"direction": "keep", "ranking": "leading", "k": 4}
     for role, examples in (("pt", everywhere.examples("look_a", n=64)), ("ft", everywhere.examples("look_b", share=1.0, n=64))):
         (value,) = rows(general, "behaviour", role=role, **at)["value"]
-        assert value == correct_answers(work, examples).mean()
+        right = correct_answers(work, examples)
+        assert value == right.mean()
+        if role == "ft":  # random parts are measured on the first of the texts
+            assert right[:32].mean() != right.mean()
+            gain = general.metric("gain_kept")
+            assert gain.value == pytest.approx(right[:32].mean() - general.metric("random_kept_ft").value)
+            assert gain.n == 32
 
 
 def test_random_parts_are_measured_on_what_a_direction_is_about(general):
@@ -299,6 +310,8 @@ NUMBERS = {
     "removed_pt": 0.8,
     "random_removed_pt": 0.25,
     "kept_ft": 0.9,
+    "start_ft": 0.5,
+    "tuned_ft": 1.0,
     "random_kept_ft": 0.5,
     "kept": (0.8, 0.7, 0.9),
     "recovered": (0.75, 0.7, 0.8),
@@ -317,7 +330,18 @@ UNDEFINED = (float("nan"),) * 3 + ("undefined",)
         ),
         ({"kept": UNDEFINED}, "neutral", "recovered", "4.0% of their norm; without them"),
         ({"recovered": UNDEFINED}, "neutral", "kept", "carry 80%"),
-        ({"kept": UNDEFINED, "recovered": UNDEFINED}, "uninformative", "relative_norm", "no effect to place"),
+        (
+            {"kept": UNDEFINED, "recovered": UNDEFINED, "tuned_pt": 1.0, "start_ft": 0.9, "tuned_ft": 0.4},
+            "uninformative",
+            "relative_norm",
+            "count_b, where it was trained, from 0.90 to 0.40, no loss and no gain of 0.1 that",
+        ),
+        (
+            {"kept": UNDEFINED, "recovered": UNDEFINED},
+            "uninformative",
+            "relative_norm",
+            "count_a goes from 1.00 to 0.20 and count_b, where it was trained, from 0.50 to 1.00: in some seed no loss",
+        ),
     ],
 )
 def test_evidence_takes_no_side(made_up, changes, direction, metric, words):

@@ -160,12 +160,14 @@ def masks(goals=GOALS, kind="neuron") -> Result:
             numbers = {"value": value, "low": value, "high": value, "n": N, "unit": unit}
             return {**at, "mask": mask, "penalty": penalty, "draw": draw, "measure": measure, **numbers}
 
-        for mask, value in (("none", 0.2), ("all", 1.0), ("control", 0.4)):
+        for mask, value in (("none", 0.2), ("all", 1.0)):
             rows.append(row(mask, math.nan, 0, "wanted answers", value))
         for penalty, count in zip(PENALTIES, COUNTS, strict=True):
             rows.append(row("learned", penalty, 0, "wanted answers", 0.7 + 0.01 * count))
             rows += [row("random", penalty, i + 1, "wanted answers", 0.2 + 0.01 * i) for i in range(10)]
             rows += [row("learned", penalty, 0, m, float(count), "components") for m in ("components", "heads")]
+            rows.append(row("control", penalty, 0, "wanted answers", 0.4 + 0.01 * count))
+            rows += [row("control", penalty, 0, m, float(2 * count), "components") for m in ("components", "heads")]
             at_mask = {"goal": goal, "penalty": penalty, "headline": penalty == 0.1}
             for block in range(2):
                 parts += [
@@ -176,7 +178,7 @@ def masks(goals=GOALS, kind="neuron") -> Result:
             elif goal != "installs":
                 parts.append({**at_mask, "kind": "neuron", "block": 1, "index": 17, "of": 64, "taken": True})
         numbers |= {f"{goal}_{k}": v for k, v in (("learned", 0.73), ("random", 0.2), ("all", 1.0), ("none", 0.2))}
-        numbers |= {f"{goal}_control": 0.4, f"{goal}_components": 3.0, goal: 0.9}
+        numbers |= {f"{goal}_control": 0.4, f"{goal}_components": 3.0, f"{goal}_control_components": 6.0, goal: 0.9}
     headline = tuple(
         replace(metric(name, value), unit="of 136 components" if name.endswith("components") else "accuracy")
         for name, value in numbers.items()
@@ -198,6 +200,12 @@ def test_learned_masks_over_their_size(many, kind, goals):
         assert np.allclose(trace.y, [0.73, 0.9])
     random = [t for t in fig.data if str(t.name).startswith("as many random") and t.mode == "lines+markers"]
     assert np.allclose(random[0].y, 0.245)
+    control = [t for t in fig.data if str(t.name).startswith("control")]
+    assert len(control) == len(goals)
+    for trace in control:
+        assert trace.line.color == STYLES["never_had_it"].color
+        assert np.allclose(trace.x, place([6, 40]))
+        assert np.allclose(trace.y, [0.43, 0.6])
     assert has_builder("component_mask")
 
 
@@ -212,9 +220,9 @@ def test_the_mask_of_the_headline_is_drawn_component_by_component():
     assert neuron.customdata.tolist() == [[2, 18]]
 
 
-def test_levels_of_none_all_and_the_control_are_named():
+def test_levels_of_none_and_all_are_named():
     texts = [a.text for a in figure(masks()).layout.annotations]
-    assert texts.count("all") == texts.count("none") == texts.count("control's mask") == 3
+    assert texts.count("all") == texts.count("none") == 3
 
 
 def test_no_component_has_a_place():
@@ -224,5 +232,5 @@ def test_no_component_has_a_place():
 @pytest.mark.parametrize("goals", [GOALS, ("installs",)])
 def test_masks_in_words(goals):
     said = alt(masks(goals))
-    assert said.count("3 of 136 components give 0.73") == len(goals)
+    assert said.count("3 of 136 components give 0.73") == said.count("6 of the control's 0.40") == len(goals)
     assert said.endswith(".")

@@ -92,6 +92,30 @@ def test_all_ways_to_write_a_phrase_and_how_often():
     assert letters == pytest.approx(GRAMMAR.expected_length)
 
 
+@pytest.mark.parametrize(("rare", "often"), [("x", "y"), ("y", "x")])
+@pytest.mark.parametrize("level", ["", "up -> x [1.0]\nvp -> y [1.0]\n"])
+def test_of_two_symbols_that_write_the_same_the_more_frequent_made_it(rare, often, level):
+    """As often as the production above says, or the derivation from further above."""
+    share = {rare: 0.2, often: 0.8}
+    above = ("up", "vp") if level else ("x", "y")
+    start = " | ".join(f"{name} [{share[x]}]" for name, x in zip(above, "xy", strict=True))
+    grammar = Grammar.parse(f"terminals: a b\nstart: s\ns -> {start}\n{level}x -> a b [1.0]\ny -> a b [1.0]\n")
+    found = parse_texts(grammar, np.array([[0, 1, 0, 1]], np.uint8))
+    assert found[SYMBOL].tolist() == [[symbol_names(grammar).index(often)] * 4]
+
+
+def test_a_frequent_long_phrase_is_likelier_than_two_rare_short_ones():
+    def symbols(long):
+        grammar = Grammar.parse(
+            f"terminals: a b\nstart: s\ns -> l s [{long}] | k s [{0.9 - long:.2f}] | l [0.1]\nl -> a b a b [1.0]\nk -> a b [1.0]\n"
+        )
+        names = symbol_names(grammar)
+        return [names[code] for code in parse_texts(grammar, np.array([[0, 1] * 4], np.uint8))[SYMBOL][0]]
+
+    assert "k" not in symbols(0.8)
+    assert "l" not in symbols(0.02)
+
+
 def test_a_grammar_without_symbols_of_letters_alone_has_no_labels():
     grammar = Grammar.parse("terminals: a b\nstart: s\ns -> a t [1.0]\nt -> b s [0.5] | b t [0.2] | a [0.3]\n")
     assert parse_texts(grammar, np.zeros((2, 5), np.uint8)) == {}

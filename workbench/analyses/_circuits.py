@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,9 @@ from workbench.models.sites import EMBEDDING, Site
 from workbench.results import Metric
 from workbench.seeds import numpy_generator
 from workbench.statistics import resampling
+
+ATTEMPTS = 1000
+"""How often a random connected set is begun anew before its size is taken for impossible."""
 
 
 def nodes_of(edges: Sequence[Edge]) -> list[Site]:
@@ -103,3 +106,55 @@ def random_jaccard(units: int, k: int, seed: int) -> tuple[float, Float[np.ndarr
 def random_sets(units: int, k: int, count: int, seed: int) -> Bool[np.ndarray, "count units"]:
     """Random sets of k units."""
     return numpy_generator(seed, "random sets", units, k).random((count, units)).argsort(1) < k
+
+
+def random_connected(edges: Sequence[Edge], k: int, count: int, seed: int) -> Bool[np.ndarray, "count edges"]:
+    """Random sets of k edges, each of which lies on a route from the embedding to the logits within its set.
+
+    Grown from one random route by random detours between components that it reaches already; a set that no detour of the size
+    that is left completes is begun anew. Not all such sets are equally likely.
+
+    Raises:
+        ValueError: no set of this size was found.
+    """
+    rng = numpy_generator(seed, "random connected sets", len(edges), k)
+    arrives, leaves = ({site: [i for i, e in enumerate(edges) if e[end] == site] for site in _ends(edges)} for end in (1, 0))
+    found = np.zeros((count, len(edges)), dtype=bool)
+    for inside in found:
+        inside[_grown(edges, k, arrives, leaves, rng)] = True
+    return found
+
+
+def _ends(edges: Sequence[Edge]) -> dict[Site, None]:
+    return dict.fromkeys(site for edge in edges for site in edge)
+
+
+def _grown(
+    edges: Sequence[Edge],
+    k: int,
+    arrives: Mapping[Site, list[int]],
+    leaves: Mapping[Site, list[int]],
+    rng: np.random.Generator,
+) -> list[int]:
+    """Places of k edges; `arrives` and `leaves` are those of the edges at every component."""
+    for _ in range(ATTEMPTS):
+        inside: set[int] = set()
+        reached = {site for site in arrives if not arrives[site] or not leaves[site]}  # the embedding and the logits
+        grew = True
+        while grew and len(inside) < k:
+            grew = False
+            for start in rng.permutation(len(edges)).tolist():
+                if start in inside:
+                    continue
+                detour = [start]
+                while (site := edges[detour[0]][0]) not in reached:
+                    detour.insert(0, arrives[site][rng.integers(len(arrives[site]))])
+                while (site := edges[detour[-1]][1]) not in reached:
+                    detour.append(leaves[site][rng.integers(len(leaves[site]))])
+                if len(inside) + len(detour) <= k:
+                    inside.update(detour)
+                    reached.update(site for i in detour for site in edges[i])
+                    grew = True
+        if len(inside) == k:
+            return list(inside)
+    raise ValueError(f"found no set of {k} edges that are all on routes from the embedding to the logits")

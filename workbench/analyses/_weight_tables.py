@@ -81,7 +81,7 @@ def tables(
 
 
 Found = dict[str, tuple[float, Range | None]]
-"""A measure's value, and mean with 95 % range of what a random change of equal norm has, where that says something."""
+"""A measure's value, and of a random change of equal norm, where that says something, the mean and the central 95 % or range of draws."""
 
 
 def _rows(found: Found, draws: int) -> list[dict[str, Any]]:
@@ -170,11 +170,11 @@ def _sine_range(r: int, dim: int) -> Range:
 
 
 def _spectrum(step: Tensor, null: _Null) -> list[dict[str, Any]]:
-    """Singular values as shares of the Frobenius norm, largest first, and those of random matrices."""
+    """Singular values as shares of the Frobenius norm, largest first, and mean and range of those of random matrices."""
     own = torch.linalg.svdvals(step)
     own = (own / own.norm()).tolist()
     random = null.singular(step.shape)
-    low, high = random.quantile(0.025, dim=0).tolist(), random.quantile(0.975, dim=0).tolist()
+    low, high = random.amin(0).tolist(), random.amax(0).tolist()
     unit = {"unit": "share of the norm"}
     mine = [{"index": i + 1, "source": "update", "value": v, "low": v, "high": v, "n": 0, **unit} for i, v in enumerate(own)]
     others = zip(random.mean(0).tolist(), low, high, strict=True)
@@ -203,5 +203,4 @@ class _Null:
         return self._range(torch.tensor(counts, dtype=torch.float64))
 
     def _range(self, values: Float[Tensor, " draws"]) -> Range:
-        low, high = values.quantile(torch.tensor([0.025, 0.975], dtype=values.dtype)).tolist()
-        return float(values.mean()), low, high
+        return float(values.mean()), float(values.min()), float(values.max())

@@ -51,7 +51,7 @@ def _check(settings: AttentionMapsSettings, question: Question, blocks: int) -> 
 
 
 @analysis(
-    version=2, holds=900, n=200, passes=20, paper="Jain+23 Fig 10, 39-45", group="lenses", uses=("revived",), check=_check
+    version=3, holds=900, n=200, passes=20, paper="Jain+23 Fig 10, 39-45", group="lenses", uses=("revived",), check=_check
 )
 def attention_maps(pair: Pair, settings: AttentionMapsSettings) -> Result:
     """Attention of base, tuned and revived model on O_PT texts at C_Te = 0 [Jain+23 Fig 10, 39-45, 48-52].

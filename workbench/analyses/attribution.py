@@ -48,7 +48,9 @@ class AttributionSettings(Settings):
     """Settings of `attribution`."""
 
     n: int | None = Field(None, ge=16, description="test examples; the pair's own number when empty")
-    select_examples: int = Field(500, ge=16, description="examples that choose the component, disjoint from the test's")
+    select_examples: int = Field(
+        500, ge=16, description="examples that choose the component, drawn independently of the test's"
+    )
     rival: Literal["tuned", "others"] = Field(
         "tuned",
         description="what the right answer is held against: the tuned model's best wrong answer, or the mean of the others",
@@ -174,9 +176,16 @@ def evidence(result: Result) -> tuple[Evidence, ...]:
     before, after = found["base_difference"].value, found["tuned_difference"].value
     name = str(result.provenance.get("capability", "O_PT"))
     shown, direction = explained, "neutral"
-    if -lost.value < ROOM or not math.isfinite(explained.value):
+    if -lost.value < ROOM:
         shown, direction = lost, "uninformative"
-        text = f"The tuned model is within {ROOM} of the base on {name}, or its logits hardly moved: there is no loss to place."
+        text = f"The tuned model lost no {ROOM} of the base's accuracy on {name}: there is no loss to place."
+    elif not math.isfinite(explained.value):
+        shown, direction = lost, "uninformative"
+        seeds = " in some seed" if lost.seeds > 1 else ""
+        text = (
+            f"The mean logit difference of {name} moved by less than {CLEAR:g} logits{seeds}: there is no share of its change to "
+            "place."
+        )
     else:
         text = (
             f"The logit of the right answer to {name} minus that of its rival goes from {before:.1f} to {after:.1f}; the component "

@@ -22,6 +22,7 @@ from workbench.analyses._circuits import (
     node_scores,
     nodes_of,
     overlap,
+    random_connected,
     random_jaccard,
     random_sets,
     top,
@@ -41,6 +42,8 @@ TOP = {"edges": 0.2, "nodes": 0.3}
 """Shares of all edges and nodes at which the headline is read, declared beforehand; of the quickstart's models 11 and 3."""
 COMPARED = (("base", "tuned"), ("base", "revived"), ("tuned", "revived"))
 OTHER = "other ability"
+RANDOM, CONNECTED = "random", "random, connected"
+"""Random sets of edges, and such whose edges all lie on routes from the embedding to the logits within the set."""
 
 
 class CircuitsSettings(Settings):
@@ -97,13 +100,14 @@ def circuits(pair: Pair, settings: CircuitsSettings) -> Result:
 
     `faithfulness`: circuits found on `select`, run on `test`: all other edges carry what they carry on the counterfactual. How far r
     then is from the counterfactual's, as a share of the way to the prompt's: all edges give 1, none gives 0; above 1, what is
-    left out works against it. `circuit`: `own`, `base` (the base's edges in this model's weights), or `random`, as many random
-    ones. `scores`: means on `test`.
+    left out works against it. `circuit`: `own`, `base` (the base's edges in this model's weights), or as many random ones:
+    `random`, of edges mostly no route from the embedding to the logits, so that they can hardly keep anything, and `random,
+    connected`, edges that all lie on such routes within the set; nodes are always connected. `scores`: means on `test`.
 
     Headline numbers at the sizes `TOP`, as are the edges listed in `circuit`: `edges`, `nodes`: the index of base and tuned
     model; `_ceiling`: the mean of both with themselves; `_changed`: ceiling less index; `_other`, `_random`: floors;
-    `_revived*`: of base and revived model. `faithful_*`. `told_apart_*`: r between the two prompts, in logits; all else is undefined
-    of a model in which that is below `FLOOR`. `base_pt`, `tuned_pt`: accuracy on O_PT.
+    `_revived*`: of base and revived model. `faithful_*`, of random edges the connected ones. `told_apart_*`: r between the two
+    prompts, in logits; all else is undefined of a model in which that is below `FLOOR`. `base_pt`, `tuned_pt`: accuracy on O_PT.
     """
     base = alike(pair)
     edges = paths_of(base, "all")
@@ -230,12 +234,14 @@ def _faithfulness(
     """Rows and headline numbers: what circuits keep of the read-out of each model, and what random ones do."""
     few = min(settings.control_examples, settings.n)
     sizes: dict[str, list[tuple[int, float]]] = {}
-    random: dict[str, Bool[np.ndarray, "sets edges"]] = {}
+    random: dict[tuple[str, str], Bool[np.ndarray, "sets edges"]] = {}
     for kind in TOP:
         units = len(edges if kind == "edges" else nodes_of(edges))
         sizes[kind] = sorted(_sizes(kind, units, settings).items())
         drawn = [random_sets(units, k, settings.random_draws, pair.seed) for k, _ in sizes[kind]]
-        random[kind] = _edges_of(kind, np.concatenate(drawn), edges)
+        random[kind, RANDOM] = _edges_of(kind, np.concatenate(drawn), edges)
+    drawn = [random_connected(edges, k, settings.random_draws, pair.seed) for k, _ in sizes["edges"]]
+    random["edges", CONNECTED] = np.concatenate(drawn)
     rows: list[dict[str, Any]] = []
     headline: list[Metric] = []
     for name, model in pair.states.items():
@@ -245,8 +251,8 @@ def _faithfulness(
                 scores = scored[source].of(kind, edges).select
                 chosen[kind, circuit] = _edges_of(kind, np.stack([top(scores, k) for k, _ in sizes[kind]]), edges)
         values = _run(model, prompts, edges, chosen, settings.n)
-        control = _run(model, prompts, edges, {(kind, "random"): sets for kind, sets in random.items()}, few)
-        values |= {(kind, _): v.reshape(len(sizes[kind]), -1, few).mean(1) for (kind, _), v in control.items()}
+        control = _run(model, prompts, edges, random, few)
+        values |= {(kind, which): v.reshape(len(sizes[kind]), -1, few).mean(1) for (kind, which), v in control.items()}
         for (kind, circuit), read in values.items():
             effects = _effects(gaps[name], read, pair.seed)
             value, drawn = effects.shares()
@@ -255,7 +261,9 @@ def _faithfulness(
             places = pd.DataFrame([at | {"size": size, "k": k} for k, size in sizes[kind]])
             rows += places.assign(**columns).to_dict("records")
             i = [size for _, size in sizes[kind]].index(TOP[kind])
-            label = f"faithful_{kind}_{name}" + ("" if circuit == "own" else f"_{circuit}")
+            if (kind, circuit) == ("edges", RANDOM):
+                continue  # the headline's control is one that could be otherwise
+            label = f"faithful_{kind}_{name}" + {"own": "", CONNECTED: f"_{RANDOM}"}.get(circuit, f"_{circuit}")
             headline.append(derived(label, float(value[i]), drawn[:, i], len(effects.gap), "share of the effect"))
     return rows, headline
 
@@ -316,7 +324,7 @@ def evidence(result: Result) -> tuple[Evidence, ...]:
 
 
 def _told(found: Mapping[str, Metric], capability: str) -> str:
-    own, foreign = (found[f"faithful_edges_{name}"].value for name in ("tuned", "tuned_base"))
+    own, foreign, random = (found[f"faithful_edges_{name}"].value for name in ("tuned", "tuned_base", "tuned_random"))
     other = f"the base's own for another ability {found['edges_other'].value:.2f}, " if "edges_other" in found else ""
     back = (
         f" In the revived model the base's keep {found[key].value:.2f}."
@@ -326,6 +334,6 @@ def _told(found: Mapping[str, Metric], capability: str) -> str:
     return (
         f"Of the strongest {TOP['edges']:.0%} of the edges that answer {capability}, base and tuned model share "
         f"{found['edges'].value:.2f} (Jaccard; one model on other prompts {found['edges_ceiling'].value:.2f}, {other}random edges "
-        f"{found['edges_random'].value:.2f}); run alone in the tuned model, its own edges keep {own:.2f} and the base's {foreign:.2f} of "
-        f"the difference that it makes between a prompt and its counterfactual.{back}"
+        f"{found['edges_random'].value:.2f}); run alone in the tuned model, its own edges keep {own:.2f}, the base's {foreign:.2f} and "
+        f"random routes of as many edges {random:.2f} of the difference that it makes between a prompt and its counterfactual.{back}"
     )

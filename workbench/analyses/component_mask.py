@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal
@@ -16,7 +17,18 @@ from transformers import PreTrainedModel
 from workbench.analyses.pruning import control_draws
 from workbench.analysis import Settings, analysis
 from workbench.examples import Examples
-from workbench.measures import DRAWS, certain, derived, draw, other_texts, paired_change, proportion, proportion_row, shares
+from workbench.measures import (
+    DRAWS,
+    certain,
+    derived,
+    draw,
+    other_texts,
+    paired_change,
+    proportion,
+    proportion_row,
+    shares,
+    unrelated,
+)
 from workbench.models.component_masks import Mask, answered, constant_mask, learn_mask, random_mask
 from workbench.models.matrices import check_alike
 from workbench.models.swaps import answers
@@ -26,7 +38,7 @@ from workbench.subjects import Pair
 from workbench.verdict import ROOM
 
 ENOUGH = 0.9
-"""The headline's mask is the smallest that on separate texts keeps this share of what all components together do."""
+"""The headline's mask has the highest penalty at which, on separate texts, it keeps this share of what all components do."""
 Wanted = Literal["restores", "breaks", "installs"]
 GOALS: tuple[Wanted, ...] = ("restores", "breaks", "installs")
 
@@ -49,7 +61,7 @@ class ComponentMaskSettings(Settings):
     steps: int = Field(50, ge=1, le=10_000, description="training steps of each mask")
     rate: float = Field(0.1, gt=0, le=1, description="learning rate of Adam")
     batch_size: int = Field(32, ge=1, description="prompts in a training step")
-    score_examples: int = Field(512, ge=16, description="prompts to train on, disjoint from all others")
+    score_examples: int = Field(512, ge=16, description="prompts to train on, drawn independently of all others")
     random_draws: int = Field(10, ge=10, description="random choices of as many components that serve as the control")
     n: int | None = Field(None, ge=16, description="test examples per set; the pair's own number when empty")
     control_examples: int = Field(100, ge=16, description="examples (at most) for random components and for choosing the mask")
@@ -96,11 +108,16 @@ class Found:
     none: Float[np.ndarray, " n"]
     whole: Float[np.ndarray, " n"]
     learned: Float[np.ndarray, "penalties n"]
-    control: Float[np.ndarray, " n"]
-    """With a mask over the control's components, learned at the penalty of the headline."""
     random: Float[np.ndarray, "penalties draws few"]
     best: int
     """Which penalty the headline takes."""
+    enough: bool
+    """Whether that mask keeps `ENOUGH`."""
+    controls: list[Mask]
+    """By penalty, over the control's components."""
+    control: Float[np.ndarray, "penalties n"]
+    held: int
+    """Which penalty the control's mask of the headline has."""
 
 
 @analysis(version=1, holds=900, group="patching", passes=120, paper="Davies+23 2307.03637; Prakash+24 2402.14811")
@@ -114,11 +131,12 @@ def component_mask(pair: Pair, settings: ComponentMaskSettings) -> Result:
 
     `table`: share of wanted answers by mask, and how many components it takes, as rows of their own. Controls: as many random
     heads and neurons (`random`), none, and all of them (`all`). A mask is trained, so that it may make an ability that neither
-    model has, and beat all components: `control` is a mask trained alike, at the headline's penalty, over the components of a
-    model that never had the ability, else of random weights. `components` lists what each mask took.
+    model has, and beat all components: `control` are masks trained alike, at every penalty, over the components of a model
+    that never had the ability, else of random weights. `components` lists what each mask (but the control's) took.
 
-    Headline: the smallest mask that keeps `ENOUGH` of what all components do, on separate texts; (mask - none) / (all - none)
-    on the test texts, undefined where all do less than `ROOM`.
+    Headline: the mask of the highest penalty that keeps `ENOUGH` of what all components of the donor do, on separate texts;
+    where none keeps it, the one with most wanted answers there. The control's mask is chosen by the same rule and mark.
+    (mask - none) / (all - none) on the test texts, undefined where all do less than `ROOM`.
 
     Says where the change is carried, not whether the ability survived it; another set of components may do as well.
     """
@@ -130,12 +148,14 @@ def component_mask(pair: Pair, settings: ComponentMaskSettings) -> Result:
     rows: list[dict[str, Any]] = []
     taken: list[pd.DataFrame] = []
     headline: list[Metric] = []
+    short: list[str] = []
     for goal in goals:
         found = _learn(pair, goal, settings, n, few)
         rows += _rows(goal, found, settings.penalties)
         for i, (mask, penalty) in enumerate(zip(found.masks, settings.penalties, strict=True)):
             taken.append(_components(goal, mask, penalty, i == found.best, settings.over))
         headline += _numbers(goal, found, few)
+        short += [] if found.enough else [goal.name]
     result = Result(
         name="component_mask",
         tables={"table": pd.DataFrame(rows), "components": pd.concat(taken, ignore_index=True)},
@@ -145,6 +165,8 @@ def component_mask(pair: Pair, settings: ComponentMaskSettings) -> Result:
             "The penalty shrinks shares: a component that writes more than is needed may end below a half and count as not taken.",
             "Gradient descent finds one small set; other sets of components may do as well.",
             "A mask is trained with the wanted answers and may make what no component does alone: see the control.",
+            *(f"No mask of {name!r} kept {ENOUGH:.0%} of what all components do: the best of them is shown." for name in short),
+            *unrelated(pair),
         ),
         provenance={"capability": pair.capability, "tuned_on": pair.tuned_on},
     )
@@ -178,21 +200,28 @@ def _learn(pair: Pair, goal: Goal, settings: ComponentMaskSettings, n: int, few:
             seed=pair.seed,
         ).rounded
 
-    masks = [learn(goal.donor, penalty) for penalty in settings.penalties]
+    masks, controls = ([learn(donor, penalty) for penalty in settings.penalties] for donor in (goal.donor, goal.control))
     none, whole = (constant_mask(goal.receiver, share, whole_mlps) for share in (0.0, 1.0))
     select, test = goal.examples(pair, few, "select"), goal.examples(pair, n, "test")
     low, high, *kept = (float(row.mean()) for row in _answered(goal, goal.donor, select, [none, whole, *masks]))
-    enough = [i for i, value in enumerate(kept) if value - low >= ENOUGH * (high - low) - 1e-9]
-    best = enough[-1] if enough else 0
+    mark = low + ENOUGH * (high - low) - 1e-9
+    best = _choose(kept, mark)
+    held = _choose([float(row.mean()) for row in _answered(goal, goal.control, select, controls)], mark)
     least, most, *learned = _answered(goal, goal.donor, test, [none, whole, *masks])
-    (held,) = _answered(goal, goal.control, test, [learn(goal.control, settings.penalties[best])])
+    control = np.stack(_answered(goal, goal.control, test, controls))
     random = [
         random_mask(mask, pair.seed, goal.name, i, draw)
         for i, mask in enumerate(masks)
         for draw in range(settings.random_draws)
     ]
     drawn = np.stack(_answered(goal, goal.donor, test[:few], random)).reshape(len(masks), settings.random_draws, few)
-    return Found(masks, least, most, np.stack(learned), held, drawn, best)
+    return Found(masks, least, most, np.stack(learned), drawn, best, kept[best] >= mark, controls, control, held)
+
+
+def _choose(kept: Sequence[float], mark: float) -> int:
+    """The last that comes up to the mark; where none does, the best, of equally good ones the last."""
+    enough = [i for i, value in enumerate(kept) if value >= mark]
+    return enough[-1] if enough else max(range(len(kept)), key=lambda i: (kept[i], i))
 
 
 def _answered(goal: Goal, donor: PreTrainedModel, examples: Examples, masks: list[Mask]) -> list[np.ndarray]:
@@ -205,24 +234,15 @@ def _rows(goal: Goal, found: Found, penalties: tuple[float, ...]) -> list[dict[s
     def row(mask: str, penalty: float, draw: int, values: np.ndarray) -> dict[str, Any]:
         return {**at, "mask": mask, "penalty": penalty, "draw": draw, "measure": "wanted answers", **proportion_row(values)}
 
-    rows = [
-        row("none", math.nan, 0, found.none),
-        row("all", math.nan, 0, found.whole),
-        row("control", math.nan, 0, found.control),
-    ]
+    rows = [row("none", math.nan, 0, found.none), row("all", math.nan, 0, found.whole)]
     for i, penalty in enumerate(penalties):
-        rows.append(row("learned", penalty, 0, found.learned[i]))
         rows += [row("random", penalty, j + 1, values) for j, values in enumerate(found.random[i])]
-        heads, units = found.masks[i].counts
-        for measure, count in (("components", heads + units), ("heads", heads)):
-            numbers = {
-                "value": float(count),
-                "low": float(count),
-                "high": float(count),
-                "n": len(found.none),
-                "unit": "components",
-            }
-            rows.append({**at, "mask": "learned", "penalty": penalty, "draw": 0, "measure": measure, **numbers})
+        for name, masks, values in (("learned", found.masks, found.learned), ("control", found.controls, found.control)):
+            rows.append(row(name, penalty, 0, values[i]))
+            heads, units = masks[i].counts
+            for measure, count in (("components", heads + units), ("heads", heads)):
+                numbers = {**dict.fromkeys(("value", "low", "high"), float(count)), "n": len(found.none), "unit": "components"}
+                rows.append({**at, "mask": name, "penalty": penalty, "draw": 0, "measure": measure, **numbers})
     return rows
 
 
@@ -242,25 +262,33 @@ def _components(goal: Goal, mask: Mask, penalty: float, best: bool, over: str) -
 def _numbers(goal: Goal, found: Found, few: int) -> list[Metric]:
     """What the chosen mask does, as a share of what all components do, against as many random ones."""
     name, n, mask = goal.name, len(found.none), found.masks[found.best]
-    learned, random = found.learned[found.best], found.random[found.best]
+    learned, random, held = found.learned[found.best], found.random[found.best], found.control[found.held]
     low, high, one = (bootstrap_mean(values, DRAWS, goal.seed) for values in (found.none, found.whole, learned))
-    control = control_draws(random, goal.seed)
+    same = learned[:few]  # the random ones are measured on these texts
+    control = control_draws(random, goal.seed, texts=goal.seed)
     whole = float(found.whole.mean() - found.none.mean())
     with np.errstate(divide="ignore", invalid="ignore"):
         drawn = (one - low) / (high - low)
     told = float(learned.mean() - found.none.mean()) / whole if whole >= ROOM else math.nan
     heads, units = mask.counts
-    every = mask.heads.numel() + mask.neurons.numel()
+    every = f"of {mask.heads.numel() + mask.neurons.numel():,} components"
     return [
         derived(name, told, drawn, n, "share of what all do"),
         proportion(f"{name}_learned", learned, goal.seed),
         derived(f"{name}_random", float(random.mean()), control, few, "accuracy"),
-        derived(f"{name}_gain", float(learned.mean() - random.mean()), one - control, few, "accuracy"),
-        proportion(f"{name}_control", found.control, goal.seed),
-        paired_change(f"{name}_over_control", learned, found.control, goal.seed),
+        derived(
+            f"{name}_gain",
+            float(same.mean() - random.mean()),
+            bootstrap_mean(same, DRAWS, goal.seed) - control,
+            few,
+            "accuracy",
+        ),
+        proportion(f"{name}_control", held, goal.seed),
+        paired_change(f"{name}_over_control", learned, held, goal.seed),
+        certain(f"{name}_control_components", sum(found.controls[found.held].counts), n, every),
         proportion(f"{name}_none", found.none, goal.seed),
         proportion(f"{name}_all", found.whole, goal.seed),
-        certain(f"{name}_components", heads + units, n, f"of {every:,} components"),
+        certain(f"{name}_components", heads + units, n, every),
         certain(f"{name}_heads", heads, n, f"of {mask.heads.numel()} heads"),
     ]
 
@@ -278,18 +306,20 @@ def evidence(result: Result) -> tuple[Evidence, ...]:
         found[f"restores{suffix}"]
         for suffix in ("", "_learned", "_random", "_gain", "_control", "_over_control", "_none", "_all", "_components")
     )
+    others = found["restores_control_components"].value
     capability = str(result.provenance.get("capability", "O_PT"))
     shown, kind = back, "neutral"
     told = (
         f"{number.value:.0f} {number.unit} of the base take {capability} in the tuned model from {none.value:.2f} to "
         f"{learned.value:.2f} [{learned.low:.2f}, {learned.high:.2f}] (as many random ones: {random.value:.2f}, all: "
-        f"{whole.value:.2f}, a mask trained on the control model: {control.value:.2f})"
+        f"{whole.value:.2f}, a mask of {others:.0f} trained on the control model: {control.value:.2f})"
     )
     if not math.isfinite(back.value):
         shown, kind = whole, "uninformative"
+        seeds = "in some seed " if whole.value - none.value >= ROOM else ""
         text = (
             f"All components of the base together take {capability} in the tuned model from {none.value:.2f} to "
-            f"{whole.value:.2f}: there is no loss that they could restore."
+            f"{whole.value:.2f}: {seeds}there is no loss that they could restore."
         )
     elif ahead.value < ROOM:
         shown, kind = ahead, "uninformative"

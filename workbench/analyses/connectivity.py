@@ -45,13 +45,15 @@ class ConnectivitySettings(Settings):
     steps: int = Field(150, ge=0, description="training steps of the curve's middle point; 0 for no curve")
     lr: float = Field(1e-3, gt=0, description="learning rate (Adam) of the curve's middle point, at the start")
     batch_size: int = Field(64, ge=1, description="texts per training step of the curve")
-    score_examples: int = Field(1024, ge=16, description="texts that the curve is trained on, disjoint from all others")
+    score_examples: int = Field(
+        1024, ge=16, description="texts that the curve is trained on, drawn independently of all others"
+    )
     random_draws: int = Field(10, ge=10, description="random vectors that serve as the control")
     control_examples: int = Field(200, ge=16, description="examples (at most) for random vectors and for choosing a multiple")
 
 
 @analysis(
-    version=1,
+    version=2,
     holds=600,
     n=300,
     passes=117,

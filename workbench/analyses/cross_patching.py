@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from workbench.analyses._prompts import places_of
 from workbench.analysis import Settings, analysis
 from workbench.examples import Examples
-from workbench.measures import DRAWS, derived, draw, other_texts, paired_change, proportion, proportion_row, shares
+from workbench.measures import DRAWS, derived, draw, other_texts, paired_change, proportion, proportion_row, shares, unrelated
 from workbench.models.forward import answer_tokens
 from workbench.models.matrices import check_alike
 from workbench.models.sites import EMBEDDING, Site
@@ -109,7 +109,8 @@ def cross_patching(pair: Pair, settings: CrossPatchingSettings) -> Result:
 
     Headline: the single component (streams aside) whose swap at all positions gives most of the donor's answers on separate
     texts; `chosen` names it. `restores_answer` is the same component at the answer alone, `restores_control` and
-    `restores_random` what the controls explain.
+    `restores_random` what the controls explain; `_over_control` and `_over_random`, the differences of the accuracies on the same
+    texts, must both be above 0 for a component to be named as the place.
 
     Says where the change is carried on these prompts, not whether the ability survived it: what restores is the base's own.
     """
@@ -137,6 +138,7 @@ def cross_patching(pair: Pair, settings: CrossPatchingSettings) -> Result:
             "What a swap restores is computed by the base: it tells where the change is carried, not whether the ability survived it.",
             "One component at a time: parts that carry the change only together are not found.",
             "A swapped component also hands on what earlier ones of its own model did differently; a stream hands on all before it.",
+            *unrelated(pair),
         ),
         provenance={"capability": pair.capability, "tuned_on": pair.tuned_on},
     )
@@ -297,7 +299,7 @@ def _numbers(
 ) -> list[Metric]:
     """What the chosen component explains, changes, and explains at the answer alone; and what the controls explain."""
     name = effect.name
-    one, other = swapped["all", best], held["all", best]
+    one, other, aside = swapped["all", best], held["all", best], random["all", best]
 
     def explained(metric: str, outcome: Outcome, what: str = "right") -> Metric:
         value, draws = _explained(effect, [outcome], start, goal, what)
@@ -307,23 +309,23 @@ def _numbers(
         explained(name, one),
         explained(f"{name}_answer", swapped["answer", best]),
         explained(f"{name}_control", other),
-        explained(f"{name}_random", random["all", best]),
+        explained(f"{name}_random", aside),
         explained(f"{name}_loss", one, "loss"),
         paired_change(f"{name}_change", one.right, start.right, effect.seed),
         paired_change(f"{name}_over_control", one.first(len(other.right)).right, other.right, effect.seed),
+        paired_change(f"{name}_over_random", one.first(len(aside.right)).right, aside.right, effect.seed),
         proportion(f"{name}_agreement", one.alike, effect.seed, AGREEMENT),
         proportion(f"{name}_agreement_before", start.alike, effect.seed, AGREEMENT),
         proportion(f"{name}_agreement_control", other.alike, effect.seed, AGREEMENT),
-        proportion(f"{name}_agreement_random", random["all", best].alike, effect.seed, AGREEMENT),
+        proportion(f"{name}_agreement_random", aside.alike, effect.seed, AGREEMENT),
     ]
 
 
 def evidence(result: Result) -> tuple[Evidence, ...]:
     """One line that takes no side: how much of the loss a single component carries. Uninformative where nothing was lost."""
     found = {m.metric: m for m in result.headline}
-    base, tuned, back, gain, ahead = (
-        found[k] for k in ("base_pt", "tuned_pt", "restores", "restores_change", "restores_over_control")
-    )
+    base, tuned, back = (found[k] for k in ("base_pt", "tuned_pt", "restores"))
+    gain, ahead, aside = (found[f"restores_{k}"] for k in ("change", "over_control", "over_random"))
     given = found["breaks_agreement"]
     capability = str(result.provenance.get("capability", "O_PT"))
     shown, kind = back, "neutral"
@@ -333,9 +335,13 @@ def evidence(result: Result) -> tuple[Evidence, ...]:
     )
     if base.value - tuned.value < ROOM or not math.isfinite(back.value):
         shown, kind = gain, "uninformative"
-        text = f"The tuned model is within {ROOM} of the base on {capability}: there is no loss to place in a component."
+        seeds = " in some seed" if base.value - tuned.value >= ROOM else ""
+        text = f"The tuned model lost no {ROOM} of the base's {capability}{seeds}: there is no loss to place in a component."
     elif gain.low <= 0:
-        text = f"No single component of the base restores {capability} in the tuned model (no effect: {_said(gain, '+.2f')})."
+        text = (
+            f"The single component of the base that gave most of its answers on other texts does not surely restore {capability} "
+            f"in the tuned model ({_said(gain, '+.2f')})."
+        )
     elif ahead.low <= 0 and given.low > found["breaks_agreement_control"].high:
         text = (
             f"{told}: a control's does as much, so that what counts is the tuned model's own; with one of its components the base "
@@ -344,6 +350,9 @@ def evidence(result: Result) -> tuple[Evidence, ...]:
     elif ahead.low <= 0:
         shown, kind = ahead, "uninformative"
         text = f"{told}: not surely more than the control, so that nothing could be placed."
+    elif aside.low <= 0:
+        shown, kind = aside, "uninformative"
+        text = f"{told}: not surely more than the random change, so that nothing could be placed."
     else:
         text = (
             f"{told}; with one of the tuned model's the base gives {_said(given)} of its answers (before: "

@@ -259,12 +259,15 @@ def evidence(result: Result) -> tuple[Evidence, ...]:
         text = f"{told}; the tuned model is within {ROOM} of the base on {capability}: there is no loss to place in features."
     elif found["explained_tuned"].value < EXPLAINED:
         text = f"{told}, but the dictionary explains {found['explained_tuned'].value:.0%} of the variance and does not stand for it."
+    elif not math.isfinite(stream.value):
+        seeds = " in some seed" if stream.seeds > 1 else ""
+        text = f"{told}; base and tuned model answer {capability} alike{seeds}, so that there is no way between them to go."
     elif found["moved_all"].value < ROOM <= stream.value:
         text = (
             f"{told}, but with the change of all of them the base is {found['moved_all'].value:.0%} of the way to the tuned model's "
             f"answers, with the tuned model's stream {stream.value:.0%}: the dictionary misses what matters."
         )
-    elif not stream.value >= ROOM:
+    elif stream.value < ROOM:
         text = (
             f"{told}; put in place of the base's, the tuned model's stream at this point does not give the tuned model's answers: "
             "the change comes later, or the base cannot read such a stream."

@@ -60,7 +60,9 @@ class DirectionSettings(Settings):
     """Settings of `direction`."""
 
     scale: float = Field(1.0, gt=0, description="multiple of the vector that is subtracted or added in the headline")
-    score_examples: int = Field(256, ge=32, description="texts on which directions are estimated, disjoint from all others")
+    score_examples: int = Field(
+        256, ge=32, description="texts on which directions are estimated, drawn independently of all others"
+    )
     random_draws: int = Field(10, ge=10, description="random directions that serve as the control")
     n: int | None = Field(None, ge=16, description="test examples per set; the pair's own number when empty")
     control_examples: int = Field(
@@ -69,7 +71,7 @@ class DirectionSettings(Settings):
 
 
 @analysis(
-    version=1,
+    version=2,
     holds=700,
     group="directions",
     paper="Arditi+24 2406.11717; Soligo+25 2506.11618",

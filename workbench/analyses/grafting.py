@@ -53,7 +53,7 @@ RANKINGS = ("first_order", "magnitude")
 class GraftingSettings(Settings):
     """Settings of `grafting`."""
 
-    score_examples: int = Field(1024, ge=16, description="examples for the gradients, disjoint from all others")
+    score_examples: int = Field(1024, ge=16, description="examples for the gradients, drawn independently of all others")
     random_draws: int = Field(10, ge=10, description="random choices of weights that serve as the control")
     n: int | None = Field(None, ge=16, description="test examples per set; the pair's own number when empty")
     control_examples: int = Field(200, ge=16, description="examples (at most) for random weights")
@@ -200,7 +200,8 @@ def evidence(result: Result) -> tuple[Evidence, ...]:
     )
     if start.value - tuned.value < ROOM or not math.isfinite(recovered.value):
         shown, direction = gain, "uninformative"
-        text = f"The tuned model is within {ROOM} of the one before on {capability}: there is no loss to place in the weights."
+        seeds = " in some seed" if start.value - tuned.value >= ROOM else ""
+        text = f"The tuned model lost no {ROOM} of {capability}{seeds}: there is no loss to place in the weights."
     elif recovered.low >= RECOVERED and gain.low > 0:
         text = f"{told}: {recovered.value:.0%} of the loss sits in few weights, which tells where it is, not whether it is covered."
     else:

@@ -53,7 +53,7 @@ class LogitLensSettings(Settings):
 
     n: int | None = Field(None, ge=16, description="test examples per prompt; the pair's own number when empty")
     select_examples: int = Field(
-        500, ge=16, description="examples that choose the intermediate point, disjoint from the test's"
+        500, ge=16, description="examples that choose the intermediate point, drawn independently of the test's"
     )
     text_positions: int = Field(6, ge=1, description="positions of the text, evenly spaced, at most")
 

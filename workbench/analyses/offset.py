@@ -57,7 +57,7 @@ class OffsetSettings(Settings):
 
 
 @analysis(
-    version=1,
+    version=2,
     holds=900,
     group="directions",
     paper="Lee+24 2401.01967; Jain+24 2407.10264; Yang+24 2411.06424",

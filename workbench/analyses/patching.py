@@ -49,7 +49,7 @@ class PatchingSettings(Settings):
 
 
 @analysis(
-    version=1,
+    version=2,
     holds=800,
     n=128,
     paper="Vig+20 2004.12265; Meng+22 2202.05262; Zhang+24 2309.16042",

@@ -46,7 +46,7 @@ class PathPatchingSettings(Settings):
 
 
 @analysis(
-    version=1,
+    version=2,
     holds=700,
     n=100,
     paper="Wang+22 2211.00593; Goldowsky-Dill+23 2304.05969",

@@ -225,9 +225,13 @@ def choose_k(grid: Sequence[int], accuracies: Sequence[float]) -> int:
     return grid[int(np.argmax(accuracies))]
 
 
-def control_draws(correct: Float[np.ndarray, "orders n"], seed: int) -> Float[np.ndarray, " draws"]:
-    """Draws of the control's mean accuracy: both the random orders and the examples are resampled, for both are samples."""
-    per_order = np.stack([bootstrap_mean(row, DRAWS, other_texts(seed, "random")) for row in correct], axis=1)
+def control_draws(correct: Float[np.ndarray, "orders n"], seed: int, texts: int | None = None) -> Float[np.ndarray, " draws"]:
+    """Draws of the control's mean accuracy: both the random orders and the examples are resampled, for both are samples.
+
+    `texts` resamples the examples as others are that were measured on the same ones; None: independently of all others.
+    """
+    resampled = other_texts(seed, "random") if texts is None else texts
+    per_order = np.stack([bootstrap_mean(row, DRAWS, resampled) for row in correct], axis=1)
     picked = numpy_generator(seed, "random orders").integers(0, len(correct), size=per_order.shape)
     return np.take_along_axis(per_order, picked, axis=1).mean(axis=1)
 

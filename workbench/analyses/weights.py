@@ -41,7 +41,7 @@ class WeightsSettings(Settings):
 
 
 @analysis(
-    version=1,
+    version=2,
     holds=700,
     passes=60,
     paper="Jain+24 2407.10264; Shuttleworth+24 2410.21228; Wei+24 2402.05162",
@@ -55,7 +55,8 @@ def weights(pair: Pair, settings: WeightsSettings) -> Result:
     tuned model; `never_had_it`, what the same training added to the control.
 
     `table`: per part of the model (`block` -1: embeddings; the number of blocks: what follows the last one), `measure` and
-    `source` (`update`, or `random`: mean and 95 % range for a Gaussian change of equal norm, in closed form or over draws).
+    `source` (`update`, or `random`: for a Gaussian change of equal norm the mean, with the central 95 % where there is a
+    closed form and the range of the draws elsewhere).
     `norm`, `relative_norm` = ||D|| / ||W_before||, `cosine` of W_before and W_after, `share_of_change` = ||D||^2 / ||d||^2,
     `undo` = cosine of D and the fine-tuning's (-1 would take it back). Of matrices also `stable_rank` = ||D||_F^2 / ||D||_2^2,
     `entropy_rank` = exp of the entropy of the singular values, `rank_90` = ranks that hold 90 % of ||D||_F^2;
@@ -170,10 +171,11 @@ def _behaviour(pair: Pair, correct: Correct, before: dict[str, np.ndarray], trie
         found.append(proportion(f"{verb}_{role}", some, resampled[role]))
         if at in RANDOM_AT and at < full:
             random = np.stack([correct[direction, i + 1, role, at] for i in range(draws)])
-            control = control_draws(random, pair.seed)
-            more = bootstrap_mean(some, DRAWS, resampled[role]) - control
-            found.append(derived(names[0], float(random.mean()), control, random.shape[1], "accuracy"))
-            found.append(derived(names[1], float(some.mean() - random.mean()), more, len(some), "accuracy"))
+            same = some[: random.shape[1]]  # random parts are measured on these texts
+            control = control_draws(random, pair.seed, texts=resampled[role])
+            more = bootstrap_mean(same, DRAWS, resampled[role]) - control
+            found.append(derived(names[0], float(random.mean()), control, len(same), "accuracy"))
+            found.append(derived(names[1], float(same.mean() - random.mean()), more, len(same), "accuracy"))
         found.append(derived(names[2], *share(role, some, none, whole), len(some), "share of the difference"))
 
     keep = [correct["keep", 0, "ft", k] for k in tried]
@@ -210,7 +212,12 @@ def evidence(result: Result) -> tuple[Evidence, ...]:
     pt, ft = (str(result.provenance.get(key, name)) for key, name in (("capability", "O_PT"), ("tuned_on", "O_FT")))
     text = f"Fine-tuning moved the weights by {size.value:.1%} of their norm"
     if not (math.isfinite(kept.value) or math.isfinite(recovered.value)):
-        text += f" and changed neither {pt} nor {ft} by {ROOM}: there is no effect to place in its ranks."
+        before, after, untaught, taught = (found[name].value for name in ("start_pt", "tuned_pt", "start_ft", "tuned_ft"))
+        seeds = " in some seed" if before - after >= ROOM or taught - untaught >= ROOM else ""
+        text += (
+            f"; {pt} goes from {before:.2f} to {after:.2f} and {ft}, where it was trained, from {untaught:.2f} to {taught:.2f}"
+            f"{':' if seeds else ','}{seeds} no loss and no gain of {ROOM} that its ranks could carry."
+        )
         return (_line(result, size, "uninformative", text, pt),)
     told: list[str] = []
     if math.isfinite(kept.value):

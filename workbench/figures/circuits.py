@@ -72,6 +72,9 @@ def _kept(fig: go.Figure, table: pd.DataFrame, column: int) -> None:
     at: dict[str, Any] = {"log": False, "row": 2, "column": column, "legend": False, "hover": "share"}
     for model in models:
         curve(fig, select(table, model=model, circuit="random"), "size", "random", "random", **at)
+        rows = select(table, model=model, circuit="random, connected")
+        named: dict[str, Any] = {**at, "legend": model == models[0]}
+        curve(fig, rows, "size", "irrelevant", "random, connected", **named)
     for model in models:
         curve(fig, select(table, model=model, circuit="own"), "size", model, LOOKS[model], **at)
     for model in models[1:]:
@@ -200,7 +203,8 @@ def alt(result: Result) -> str:
         said += (
             f"Of their strongest edges they share {found['edges']} (Jaccard); one model on other prompts shares "
             f"{found['edges_ceiling']}{other}, random sets {found['edges_random']}. Of what the fine-tuned model makes of the prompts "
-            f"its own circuit keeps {found['faithful_edges_tuned']}, the base's {found['faithful_edges_tuned_base']}. "
+            f"its own circuit keeps {found['faithful_edges_tuned']}, the base's {found['faithful_edges_tuned_base']}, random routes of "
+            f"as many edges {found['faithful_edges_tuned_random']}. "
         )
     if not _has_circuit(result, "base"):
         return f"{said}The base has no circuit."

@@ -61,23 +61,27 @@ def _answers(fig: go.Figure, result: Result, rows: pd.DataFrame, donor: str, col
     goal, how = str(first(rows, "goal")), style(donor)
     wanted = select(rows, measure="wanted answers")
     learned = select(wanted, mask="learned").sort_values("penalty", ascending=False)
-    counts = select(rows, measure="components").set_index("penalty")["value"].reindex(learned["penalty"])
+    counts = select(rows, measure="components", mask="learned").set_index("penalty")["value"].reindex(learned["penalty"])
     x = place(counts)
     drawn: Any = select(wanted, mask="random").groupby("penalty")["value"]
     random: pd.DataFrame = drawn.agg(["mean", "min", "max"]).reindex(learned["penalty"])
     draws = int(np.max(values(select(wanted, mask="random"), "draw")))
     name, grey = f"as many random heads and neurons ({draws} draws, range)", style("random")
     band(fig, x, values(random, "min"), values(random, "max"), grey.faint, name, column)
-    lines = {"none": "none", "all": "all", "control": "control's mask"}
+    lines = {"none": "none", "all": "all"}
     levels(fig, [(result.metric(f"{goal}_{k}").value, text) for k, text in lines.items()], column=column, left=True)
+    control = select(wanted, mask="control").sort_values("penalty", ascending=False)
+    taken = select(rows, measure="components", mask="control").set_index("penalty")["value"].reindex(control["penalty"])
+    untaught = style("never_had_it")
     series = (
-        (name, random.reset_index().rename(columns={"mean": "value"}), grey, None),
-        (f"learned mask, {words.MODELS[donor]} model's components", learned, how, whiskers(learned, how.color)),
+        (name, random.reset_index().rename(columns={"mean": "value"}), counts, grey, None),
+        ("control: mask learned over its components", control, taken, untaught, None),
+        (f"learned mask, {words.MODELS[donor]} model's components", learned, counts, how, whiskers(learned, how.color)),
     )
-    for text, curve, look, bars in series:
+    for text, curve, number, look, bars in series:
         fig.add_trace(
             go.Scatter(
-                x=x,
+                x=place(number),
                 y=values(curve, "value"),
                 mode="lines+markers",
                 name=text,
@@ -86,27 +90,28 @@ def _answers(fig: go.Figure, result: Result, rows: pd.DataFrame, donor: str, col
                 line={"color": look.color, "dash": look.dash, "width": 1.6 if look.control else 2.4},
                 marker={"symbol": look.marker, "size": 7, "color": look.color},
                 error_y=bars,
-                customdata=np.column_stack([values(learned, "penalty"), counts]),
+                customdata=np.column_stack([values(curve, "penalty"), number]),
                 hovertemplate=f"<b>{text}</b><br>penalty %{{customdata[0]:g}}: %{{customdata[1]:g}} components, %{{y:.3f}}<extra></extra>",
             ),
             **at,
         )
     few = result.metric(f"{goal}_components")
     text = "mask of the headline"
-    fig.add_trace(
-        go.Scatter(
-            x=place([few.value]),
-            y=[result.metric(f"{goal}_learned").value],
-            mode="markers",
-            name=text,
-            legendgroup=text,
-            showlegend=column == 1,
-            marker={"symbol": "star-open", "size": 14, "color": how.color, "line": {"width": 2}},
-            hovertemplate="%{y:.3f}<extra>headline</extra>",
-        ),
-        **at,
-    )
-    top = float(np.max(x, initial=1.0))
+    for mask, number, look in (("control", result.metric(f"{goal}_control_components"), untaught), ("learned", few, how)):
+        fig.add_trace(
+            go.Scatter(
+                x=place([number.value]),
+                y=[result.metric(f"{goal}_{mask}").value],
+                mode="markers",
+                name=text,
+                legendgroup=text,
+                showlegend=column == 1 and mask == "learned",
+                marker={"symbol": "star-open", "size": 14, "color": look.color, "line": {"width": 2}},
+                hovertemplate=f"%{{y:.3f}}<extra>headline, {mask}</extra>",
+            ),
+            **at,
+        )
+    top = float(np.max([*x, *place(taken)], initial=1.0))
     shown = [t for t in TICKS if place([t])[0] <= top * 1.05]
     ticks = {"tickvals": list(place(shown)), "ticktext": [f"{t:,}" for t in shown], "range": [-0.06 * top, 1.08 * top]}
     fig.update_xaxes(title_text=f"components taken ({few.unit.removesuffix(' components')})", zeroline=False, **ticks, **at)
@@ -163,10 +168,13 @@ def alt(result: Result) -> str:
     found = {m.metric: m for m in result.headline}
 
     def said(goal: str) -> str:
-        number, learned, random, every = (found[f"{goal}_{k}"] for k in ("components", "learned", "random", "all"))
+        number, learned, random, every, control, held = (
+            found[f"{goal}_{k}"] for k in ("components", "learned", "random", "all", "control", "control_components")
+        )
         return (
             f"{words.number(number.value)} {number.unit} give {words.interval(learned)} of the wanted answers (as many random ones "
-            f"{words.interval(random)}, all {words.interval(every)})"
+            f"{words.interval(random)}, all {words.interval(every)}, {words.number(held.value)} of the control's "
+            f"{words.interval(control)})"
         )
 
     told = {

@@ -26,7 +26,7 @@ STOPS_AFTER = 0.6
 START_UP_SECONDS = 6.0
 STAGE_SECONDS = 0.7
 """What a stage takes besides its work: reading its parents, hashing, writing."""
-PROCESS_BYTES = 520_000_000
+PROCESS_BYTES = 620_000_000
 """What a process takes before its first batch, its libraries above all."""
 MODELS_HELD = 10
 """Models that an analysis holds at once, copies of the base among them, or their weights in double precision."""
