@@ -132,7 +132,7 @@ def never(retrain, programs):
     return retrain(programs["b"])
 
 
-@pytest.fixture(scope="module", params=list(PLANTS))
+@pytest.fixture(scope="module", params=["silenced", pytest.param("shifted", marks=pytest.mark.slow)])
 def planted(request, programs, pair, retrain, never):
     """`(name, pair)`"""
     answers = pair(programs["a"]).examples("count_a", n=16).candidates

@@ -172,7 +172,7 @@ def test_the_mask_that_gives_the_base_the_planted_answers_holds_planted_neurons_
     name, pair = planted
     result = component_mask(pair, goals=["breaks"], penalties=[0.01, 0.1])
     assert result.metric("breaks_learned").low > 0.95
-    assert result.metric("breaks_control").high < 0.7
+    assert result.metric("breaks_over_control").low > 0.1
     taken = result.tables["components"].query("headline and taken")
     assert set(taken["kind"]) == {"neuron"}
     assert set(taken["index"]) <= PLANTED[name][1]

@@ -28,7 +28,17 @@ def test_plan_as_json(cli, whole, file):
     assert body["study"] == "tiny"
     stages = {s["name"]: s for s in body["stages"]}
     assert len(stages) == 11
-    assert {key for s in body["stages"] for key in s} == {"name", "kind", "key", "seed", "parents", "state", "seconds", "bytes"}
+    assert {key for s in body["stages"] for key in s} == {
+        "name",
+        "kind",
+        "key",
+        "seed",
+        "parents",
+        "state",
+        "seconds",
+        "bytes",
+        "memory",
+    }
     assert {s["state"] for s in body["stages"]} == {"done"}
     assert stages["finetune-wrapped-s0"]["parents"] == [stages["pretrain-base-s0"]["key"]]
     assert [s["key"] for s in body["stages"]] == [s.key for s in whole.plan.stages]
