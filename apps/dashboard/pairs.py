@@ -45,9 +45,13 @@ def analysis(study: Study, pair: str, name: str, seed: int | None, mark: str) ->
         st.info(f"{words.title(name).capitalize()} is not done yet for this pair.", icon=":material/hourglass_empty:")
         of_study = name in study.spec.analyses
         st.caption(parts.plain(analyses[study.spec.analysis(name)[0] if of_study else name].summary))
-        command = f"study run {study.name}" if of_study else f"analyze {study.name}:{pair} --with {name}"
+        followed = "logit_lens --along finetune" if name == "along" else name
+        command = f"study run {study.name}" if of_study else f"analyze {study.name}:{pair} --with {followed}"
         st.code(f"workbench {command} --store {study.store.root}", language="bash")
         return
+    missing = sorted(set(study.spec.seeds) - set(words.seeds(result))) if seed is None else []
+    if missing:
+        st.warning(f"Not all seeds yet; to be done: {words.listed(missing)}.", icon=":material/hourglass_empty:")
     which = POOLED.replace(" ", "_") if seed is None else f"s{seed}"
     parts.figure_block(
         result, f"{study.name}-{pair}-{name}-{which}", python_code(study.store.root, study.name, pair, name, seed)

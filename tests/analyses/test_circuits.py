@@ -30,6 +30,7 @@ from workbench.analyses._circuits import (
 from workbench.analyses._prompts import draw_prompts
 from workbench.analyses.circuits import OTHER, TOP, evidence
 from workbench.analyses.path_patching import paths_of
+from workbench.errors import UserError
 from workbench.measures import DRAWS
 from workbench.models.circuits import run_circuits
 from workbench.models.edges import edge_scores
@@ -60,6 +61,12 @@ def values(result, table, *index, **equal):
     for column, wanted in equal.items():
         rows = rows[rows[column] == wanted]
     return rows.set_index(list(index))["value"]
+
+
+@pytest.mark.parametrize("size", [0.0, 2.0])
+def test_a_size_is_a_share(make_pair, size):
+    with pytest.raises(UserError, match="sizes"):
+        circuits(make_pair(), sizes=(size,))
 
 
 def test_the_program_is_a_chain_and_its_chain_is_the_program(chain):

@@ -218,6 +218,17 @@ def test_one_seed_or_all(open_page):
     assert "seeds 0 and 1" in spec["layout"]["title"]["subtitle"]["text"]
 
 
+def test_a_result_of_some_seeds_only_says_which_are_missing(open_page, stores):
+    from workbench.studies.handle import Study
+
+    study = fake_study(stores / "partly", seeds=(0,), pairs=("wrapped",))
+    Study(study.spec.model_copy(update={"seeds": (0, 1)}), study.store).save()
+    at = open_page("partly", "study", pair="wrapped")
+    assert [w.value for w in at.warning] == ["Not all seeds yet; to be done: 1."]
+    at.selectbox(key="seed").select("0").run()
+    assert not at.warning
+
+
 @pytest.mark.parametrize("group", GROUPS)
 def test_the_page_of_a_group_says_how_to_run_what_is_not_done(open_page, stores, group):
     at = open_page("full", group, pair="learned")

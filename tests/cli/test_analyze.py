@@ -132,6 +132,8 @@ def test_the_printed_form_names_limits_and_tables(cli, copied):
     assert "behaviour of wrapped (seeds 0)" in said.out
     assert "base_pt" in said.out
     assert "limit: Behaviour alone does not tell" in said.out
+    evidence = copied.result("wrapped", "behaviour", seed=0).evidence
+    assert all(line.text.split(";")[0] in " ".join(said.out.split()) for line in evidence)
     assert str(copied.store.root / "tiny") in said.out.replace("\n", "")
 
 

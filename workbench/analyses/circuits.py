@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -52,7 +52,7 @@ class CircuitsSettings(Settings):
     capability: Literal["pt", "ft"] = Field("pt", description="whose prompts: the ability that may be lost, or the trained one")
     n: int = Field(100, ge=16, description="prompts that choose circuits, and as many others that run them")
     steps: int = Field(5, ge=1, le=64, description="embeddings between the two prompts at which slopes are taken; 1: plain EAP")
-    sizes: tuple[float, ...] = Field(
+    sizes: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
         (0.1, 0.2, 0.3, 0.5, 0.7),
         min_length=1,
         max_length=12,

@@ -75,6 +75,8 @@ def analyze(
             ]
             seeds = ", ".join(str(s) for s in result.provenance.get("seeds", [result.provenance.get("seed")]))
             print_table(f"{name} of {chosen} (seeds {seeds})", ("measure", "value", "95 %", "n", "unit", "bound"), rows)
+            for line in result.evidence:
+                say(f"  {line.text}")
             for limit in result.limits:
                 say(f"  limit: {limit}")
             say(f"  tables: {', '.join(str(path) for path in paths)}")
