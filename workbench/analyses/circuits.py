@@ -75,7 +75,7 @@ class Scored:
 
 
 @analysis(
-    version=1,
+    version=2,
     holds=800,
     n=100,
     paper="2502.11812; EAP 2310.10348; EAP-IG 2403.17806",

@@ -120,7 +120,7 @@ class Found:
     """Which penalty the control's mask of the headline has."""
 
 
-@analysis(version=1, holds=900, group="patching", passes=120, paper="Davies+23 2307.03637; Prakash+24 2402.14811")
+@analysis(version=2, holds=900, group="patching", passes=120, paper="Davies+23 2307.03637; Prakash+24 2402.14811")
 def component_mask(pair: Pair, settings: ComponentMaskSettings) -> Result:
     """A sparse mask m over heads and neurons: each writes (1 - m) of its own and m of the other model's [2307.03637: DCM].
 

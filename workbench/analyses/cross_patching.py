@@ -90,7 +90,7 @@ Swapped = Mapping[tuple[str, Site], Outcome]
 """By name of the positions and site."""
 
 
-@analysis(version=1, holds=700, group="patching", uses=("revived",), passes=300, paper="Prakash+24 2402.14811")
+@analysis(version=2, holds=700, group="patching", uses=("revived",), passes=300, paper="Prakash+24 2402.14811")
 def cross_patching(pair: Pair, settings: CrossPatchingSettings) -> Result:
     """Answers when one component's activations come from the other model on the same prompts [CMAP of 2402.14811].
 
