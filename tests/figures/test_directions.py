@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 import pytest
 from analyses.compiled_pair import compiled_pair
+from figures.checks import check_figure
 
 from workbench.analyses import direction, offset
-from workbench.figures import alt, figure, has_builder, words
+from workbench.figures import alt, figure, words
 from workbench.figures.theme import BLUE, GREY, STYLES, VERMILLION
 from workbench.replicates import combine_results
 
@@ -44,21 +44,8 @@ KINDS = pytest.mark.parametrize("kind", ["bare", "full", "pooled"])
 @KINDS
 def test_axes_legend_background_and_words(results, name, kind):
     given = results[name, kind]
-    assert has_builder(name)
-    before = {key: table.copy() for key, table in given.tables.items()}
-    fig = figure(given)
-    for key, table in given.tables.items():
-        pd.testing.assert_frame_equal(table, before[key])
-    shown = [t.name for t in fig.data if t.name and t.showlegend is not False]
-    assert len(shown) == len(set(shown)) >= 2
-    assert not any("_" in entry for entry in shown)
-    titles = [axis.title.text for axis in (*fig.select_xaxes(), *fig.select_yaxes()) if axis.title.text]
-    assert len(titles) >= 3
-    assert fig.layout.paper_bgcolor == fig.layout.plot_bgcolor == "rgba(0,0,0,0)"
-    assert ("seeds 0 and 1" if kind == "pooled" else "seed 0") in fig.layout.title.subtitle.text
+    check_figure(name, given, entries=2, titles=3, pooled=kind == "pooled")
     said = alt(given)
-    assert said.endswith(".")
-    assert "counting a" in said
     assert sum(c.isdigit() for c in said) >= 6
 
 

@@ -9,7 +9,6 @@ import torch
 from workbench.models.spectra import (
     entropy_rank,
     intruders,
-    marchenko_pastur,
     random_cosine,
     random_part,
     random_share,
@@ -58,6 +57,20 @@ def test_ranks_in_closed_form():
     assert float(rank_for(two, 0.91)) == 2
     assert float(rank_for(two, 1.0)) == 2
     assert float(rank_for(torch.zeros(3, dtype=torch.float64))) == 0
+
+
+def marchenko_pastur(shape, grid):
+    """Density of the singular values s of a large Gaussian matrix of unit Frobenius norm, at these s.
+
+    With ratio q = short / long, s sqrt(short) has the density sqrt((b - x)(x - a)) / (pi q s sqrt(short)), x its square,
+    a and b = (1 -+ sqrt q)^2.
+    """
+    short, long = sorted(shape)
+    q = short / long
+    x = np.asarray(grid, dtype=np.float64) ** 2 * short
+    inside = np.clip(((1 + math.sqrt(q)) ** 2 - x) * (x - (1 - math.sqrt(q)) ** 2), 0, None)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.nan_to_num(np.sqrt(inside) / (math.pi * q * np.sqrt(x))) * math.sqrt(short)
 
 
 @pytest.mark.parametrize("shape", [(60, 240), (200, 200)])

@@ -43,20 +43,6 @@ def random_singular(shape: tuple[int, int], draws: int, seed: int) -> Float[Tens
     return singular / singular.norm(dim=-1, keepdim=True)
 
 
-def marchenko_pastur(shape: tuple[int, int], grid: Float[np.ndarray, " g"]) -> Float[np.ndarray, " g"]:
-    """Density of the singular values s of a large Gaussian matrix of unit Frobenius norm, at these s.
-
-    With ratio q = short / long, s sqrt(short) has the density sqrt((b - x)(x - a)) / (pi q s sqrt(short)), x its square,
-    a and b = (1 -+ sqrt q)^2.
-    """
-    short, long = sorted(shape)
-    q = short / long
-    x = np.asarray(grid, dtype=np.float64) ** 2 * short
-    inside = np.clip(((1 + math.sqrt(q)) ** 2 - x) * (x - (1 - math.sqrt(q)) ** 2), 0, None)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.nan_to_num(np.sqrt(inside) / (math.pi * q * np.sqrt(x))) * math.sqrt(short)
-
-
 def space(weights: Float[Tensor, "out in"]) -> tuple[Float[Tensor, "out k"], Float[Tensor, "in k"], int]:
     """Left and right singular vectors, and how many of them hold `ENERGY` of the squared norm."""
     u, s, vh = torch.linalg.svd(weights, full_matrices=False)
