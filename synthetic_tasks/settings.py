@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from workbench.errors import UserError, did_you_mean
+from workbench.errors import UserError, complaint, did_you_mean, place
 
 
 class Settings(BaseModel):
@@ -33,10 +33,8 @@ def read_settings(model: type[S], values: Mapping[str, Any], where: str) -> S:
         return model.model_validate(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
-        path = ".".join(str(part) for part in first["loc"])
         if first["type"] == "missing":
-            raise UserError(f"{where} needs the setting {path!r}; add it.") from None
+            raise UserError(f"{where} needs the setting {place(first['loc'])!r}; add it.") from None
         if first["type"] == "extra_forbidden":
-            raise UserError(f"{where} has no setting {path!r}; remove it.") from None
-        message = first["msg"].removeprefix("Value error, ")
-        raise UserError(f"{where} setting {path!r} is {first['input']!r}: {message[:1].lower()}{message[1:]}.") from None
+            raise UserError(f"{where} has no setting {place(first['loc'])!r}; remove it.") from None
+        raise UserError(f"{where}: {complaint(first)}") from None

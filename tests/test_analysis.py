@@ -66,8 +66,8 @@ def test_an_analysis_keeps_its_name_and_its_words():
     [
         ({"topp": 3}, "probe has no setting 'topp'; did you mean 'top'?"),
         ({"zzz": 3}, "probe has no setting 'zzz'; known: inner, score, top"),
-        ({"top": 0}, "probe: top is 0: Input should be greater than or equal to 1."),
-        ({"top": "many"}, "probe: top is 'many': Input should be a valid integer"),
+        ({"top": 0}, "probe: top is 0: it must be at least 1."),
+        ({"top": "many"}, "probe: top is 'many': it must be a whole number."),
         ({"inner": {"depth": "x"}}, "probe: inner.depth is 'x'"),
         ({"score": "none"}, "probe: score 'none' scores nothing."),
     ],

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from workbench.errors import UserError, did_you_mean
+from workbench.errors import UserError, complaint, did_you_mean, place
 from workbench.results import Result
 from workbench.subjects import Pair, Question
 
@@ -48,14 +48,12 @@ class Analysis(Generic[S]):
             return self.schema(**values)
         except ValidationError as error:
             first = error.errors()[0]
-            name = ".".join(str(p) for p in first["loc"])
             if first["type"] == "extra_forbidden":
+                name = place(first["loc"])
                 raise UserError(
                     f"{self.__name__} has no setting {name!r}{did_you_mean(name, self.schema.model_fields)}"
                 ) from error
-            message = first["msg"].removeprefix("Value error, ")
-            given = f"{name} is {first['input']!r}: " if name else ""  # what concerns several settings names them itself
-            raise UserError(f"{self.__name__}: {given}{message}.") from error
+            raise UserError(f"{self.__name__}: {complaint(first)}") from error
 
     def check(self, values: Mapping[str, Any], question: Question, blocks: int) -> None:
         """Refuse settings that this analysis could not honour on a pair that is yet to be trained.

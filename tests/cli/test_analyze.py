@@ -147,7 +147,7 @@ def test_the_printed_form_names_limits_and_tables(cli, copied):
         (["tiny", "--with", "behaviour", "--set", "m=3"], "behaviour has no setting 'm'"),
         (["tiny", "--with", "behaviour", "--set", "n=2"], "behaviour: n is 2"),
         (["tiny", "--with", "behaviour", "--set", "n"], "has no '='"),
-        (["tiny", "--with", "behaviour", "--seed", "9"], "behaviour cannot run on 'wrapped': no such seed"),
+        (["tiny", "--with", "behaviour", "--seed", "9"], "study 'tiny' has no seed 9; it has 0"),
     ],
 )
 def test_bad_input_is_one_sentence(cli, copied, words, message):

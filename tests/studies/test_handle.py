@@ -109,7 +109,7 @@ def test_a_pair_has_the_plans_models_and_arms(whole):
 def test_no_such_pair_or_seed(whole, tmp_path):
     with pytest.raises(UserError, match="study 'tiny' has no pair 'wraped'; did you mean 'wrapped'"):
         whole.pair("wraped")
-    with pytest.raises(UserError, match=r"pair 'wrapped' has no seed 7; the study has seeds \[0\]"):
+    with pytest.raises(UserError, match=r"study 'tiny' has no seed 7; it has 0"):
         whole.pair("wrapped", seed=7)
     with pytest.raises(UserError, match="pretrain-base-s0 of pair 'wrapped' is not done; run the study first"):
         load(tmp_path).pair("wrapped")
@@ -236,7 +236,7 @@ def test_an_analysis_with_other_settings_is_a_run_of_its_own(copied):
         (("wraped", "behaviour"), "no pair 'wraped'"),
         (("wrapped", "behavior"), "no analysis 'behavior'; did you mean 'behaviour'"),
         (("wrapped", "behaviour", {"m": 3}), "behaviour has no setting 'm'"),
-        (("wrapped", "behaviour", {}, 7), "behaviour cannot run on 'wrapped': no such seed"),
+        (("wrapped", "behaviour", {}, 7), "study 'tiny' has no seed 7; it has 0"),
     ],
 )
 def test_what_cannot_be_analysed_is_one_sentence(copied, words, message):

@@ -102,7 +102,7 @@ def test_they_can_be_trained_and_correlated_texts_are_asked_of_the_plain_family(
     ("settings", "message"),
     [
         ({"identifiers": 3, "families": ["index", "token"]}, r"families \['index', 'token'\] do not count; add 'count'"),
-        ({"identifiers": 2}, "'identifiers' is 2"),
+        ({"identifiers": 2}, "identifiers is 2: it must be 1 or 3."),
         ({"families": ["count_j1"]}, "no task family 'count_j1'"),
     ],
 )

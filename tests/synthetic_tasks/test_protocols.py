@@ -125,7 +125,7 @@ class TestEveryProtocol:
         with pytest.raises(UserError, match=f"protocol {name} has no setting '{wrong}'; did you mean"):
             factory(TASK, {**values, wrong: 1}, 8, 0)
         if name != "unrelated":  # its texts are random letters
-            with pytest.raises(UserError, match=r"'balanced_fraction' is 1\.5: input should be less than or equal to 1"):
+            with pytest.raises(UserError, match=r"balanced_fraction is 1\.5: it must be at most 1"):
                 factory(TASK, {**values, "balanced_fraction": 1.5}, 8, 0)
         with pytest.raises(UserError, match="batch size 0"):
             factory(TASK, values, 0, 0)
@@ -192,7 +192,7 @@ class TestPretraining:
             ({"a": 0.9, "b": 0.05}, "operand_prior sums to 0.95"),
             ({"a": 0.5, "d": 0.5}, "operand_prior names 'd', which is no terminal"),
             ({"a": 1.5, "b": -0.5}, "operand_prior of 'a' is 1.5"),
-            ({"a": "most"}, "'operand_prior.a' is 'most'"),
+            ({"a": "most"}, "operand_prior.a is 'most': it must be a number."),
         ],
     )
     def test_bad_priors(self, prior, message):
@@ -232,7 +232,7 @@ class TestSingleOperand:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"correlation": {"with": "count_a", "share": 1.5}}, "'correlation.share' is 1.5"),
+            ({"correlation": {"with": "count_a", "share": 1.5}}, "correlation.share is 1.5"),
             ({"correlation": {"with": "index_a"}}, "different families"),
             ({"correlation": {"with": "count_b"}}, "correlation of 'count_b' with itself"),
             ({"correlation": {"with": "pair_count_aa"}}, "no capability 'pair_count_aa'"),
@@ -329,7 +329,7 @@ class TestMixed:
                 {"capability": "count_c", "operand_prior": {"a": 1.0}},
                 "gives 'c' no probability, yet 'count_c' is trained on it",
             ),
-            ({"pretraining_share": 2}, "'pretraining_share' is 2"),
+            ({"pretraining_share": 2}, "pretraining_share is 2"),
             ({"operand_prior": {"d": 1.0}}, "operand_prior names 'd'"),
             ({"correlation": {"with": "index_a"}}, "different families"),
         ],
@@ -425,7 +425,7 @@ class TestPools:
         with pytest.raises(UserError, match=r"only \d\d different examples were found for a pool of 500; make 'pool' smaller"):
             single_operand(task, {**values, "pool": 500}, 8, 0)
         assert len(single_operand(task, {**values, "pool": 10}, 8, 0).examples[0]) == 10
-        with pytest.raises(UserError, match="'pool' is 0"):
+        with pytest.raises(UserError, match="pool is 0"):
             self.pool(0)
 
 

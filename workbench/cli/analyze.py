@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from workbench.cli.common import Json, StorePath, human_bytes, human_seconds, print_json, print_table, say
-from workbench.errors import UserError
+from workbench.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from workbench.studies.handle import Study
@@ -55,6 +55,8 @@ def analyze(
     from workbench.cli.study import known_study
     from workbench.studies.loading import apply_override
 
+    if name not in analyses.names():
+        raise UserError(f"there is no analysis {name!r}{did_you_mean(name, analyses.names())}")
     study_name, _, pair = target.partition(":")
     study = known_study(study_name, store)
     values: dict[str, Any] = {}

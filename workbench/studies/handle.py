@@ -161,9 +161,15 @@ class Study:
         """Names of the pairs: the fine-tunes."""
         return tuple(self.spec.finetune)
 
+    def _known(self, pair: str, seed: int | None = None) -> None:
+        if pair not in self.spec.finetune:
+            raise UserError(f"study {self.name!r} has no pair {pair!r}{did_you_mean(pair, self.pair_names)}")
+        if seed is not None and seed not in self.spec.seeds:
+            have = ", ".join(map(str, self.spec.seeds))
+            raise UserError(f"study {self.name!r} has no seed {seed}; it has {have} (`study run` with --seeds adds more).")
+
     def _plans(self, name: str) -> list[PairPlan]:
-        if name not in self.spec.finetune:
-            raise UserError(f"study {self.name!r} has no pair {name!r}{did_you_mean(name, self.pair_names)}")
+        self._known(name)
         return [pair for pair in self.plan.pairs if pair.name == name]
 
     def pair(self, name: str, seed: int | None = None, device: str = "cpu") -> Pair:
@@ -172,19 +178,16 @@ class Study:
         Raises:
             UserError: no such pair or seed, or its models are not done yet.
         """
+        self._known(name, seed)
         wanted = self.spec.seeds[0] if seed is None else seed
-        for planned in self._plans(name):
-            if planned.seed == wanted:
-                for stage in not_done(self.store, planned.models):
-                    raise UserError(f"{stage.name} of pair {name!r} is not done; run the study first.")
-                lacking = not_done(
-                    self.store, (*planned.arms.values(), *(s for both in planned.siblings.values() for s in both))
-                )
-                done = [arm for arm, stage in planned.arms.items() if stage not in lacking]
-                siblings = [n for n, both in planned.siblings.items() if not any(stage in lacking for stage in both)]
-                body = planned.body(self.plan.task, self.spec.evaluation.final_examples, done, siblings)
-                return open_pair(body, self.store, name, wanted, device)
-        raise UserError(f"pair {name!r} has no seed {wanted}; the study has seeds {list(self.spec.seeds)}.")
+        planned = next(p for p in self._plans(name) if p.seed == wanted)
+        for stage in not_done(self.store, planned.models):
+            raise UserError(f"{stage.name} of pair {name!r} is not done; run the study first.")
+        lacking = not_done(self.store, (*planned.arms.values(), *(s for both in planned.siblings.values() for s in both)))
+        done = [arm for arm, stage in planned.arms.items() if stage not in lacking]
+        siblings = [n for n, both in planned.siblings.items() if not any(stage in lacking for stage in both)]
+        body = planned.body(self.plan.task, self.spec.evaluation.final_examples, done, siblings)
+        return open_pair(body, self.store, name, wanted, device)
 
     def result(self, pair: str, analysis: str, seed: int | None = None) -> Result | None:
         """The result of an analysis of the study (by its name there) on a pair, or None if it is not done for any seed.
@@ -227,14 +230,14 @@ class Study:
         Raises:
             UserError: no such pair or analysis, or settings that do not fit.
         """
-        spec = self.spec.model_copy(update={"analyses": {analysis: dict(settings or {})}})
-        analyses[analysis].load().settings(settings or {})  # pyright: ignore[reportFunctionMemberAccess]
-        one = Study(spec, self.store)
-        planned = [p for p in one._plans(pair) if seed in (None, p.seed)]
-        stages = [p.analyses[analysis] for p in planned if analysis in p.analyses]
+        # What can be said at once comes first: planning a study takes seconds.
+        entry = analyses[analysis]
+        self._known(pair, seed)
+        entry.load().settings(settings or {})  # pyright: ignore[reportFunctionMemberAccess]
+        one = Study(self.spec.model_copy(update={"analyses": {analysis: dict(settings or {})}}), self.store)
+        stages = [p.analyses[analysis] for p in one._plans(pair) if seed in (None, p.seed) and analysis in p.analyses]
         if not stages:
-            why = "no such seed" if not planned else "it needs the reverse fine-tunings, which this pair has none of"
-            raise UserError(f"{analysis} cannot run on {pair!r}: {why}.")
+            raise UserError(f"{analysis} cannot run on {pair!r}: it needs the reverse fine-tunings, which this pair has none of.")
         return stages
 
     def results(self, pair: str) -> dict[str, Result]:

@@ -13,7 +13,7 @@ from typing import Any, cast
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from workbench.errors import UserError, did_you_mean
+from workbench.errors import UserError, complaint, did_you_mean, place
 from workbench.studies.spec import StudySpec
 
 
@@ -138,18 +138,12 @@ def _expand_grids(entries: dict[str, Any], section: str) -> dict[str, Any]:
 
 def _sentence(error: ValidationError) -> str:
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         *parents, key = [str(part) for part in first["loc"]]
-        place = ".".join(parents) or "the study"
-        return f"unknown key {key!r} in {place}{did_you_mean(key, _known_keys(parents))}"
+        return f"unknown key {key!r} in {'.'.join(parents) or 'the study'}{did_you_mean(key, _known_keys(parents))}"
     if first["type"] == "missing":
-        return f"{where} is missing; add it."
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "value_error":
-        return f"{where}: {message}" if where else message
-    shown = repr(first["input"])
-    return f"{where} is {shown if len(shown) < 80 else shown[:77] + '...'}: {message[0].lower() + message[1:]}."
+        return f"{place(first['loc'])} is missing; add it."
+    return complaint(first)
 
 
 def _known_keys(parents: Sequence[str]) -> list[str]:

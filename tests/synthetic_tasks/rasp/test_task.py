@@ -118,8 +118,8 @@ class TestErrors:
         [
             ({"progam": "sort"}, "task rasp has no setting 'progam'; did you mean 'program'"),
             ({"program": "counte"}, "task rasp has no program 'counte'; did you mean 'counter'"),
-            ({"length": 1}, "'length' is 1: input should be greater than or equal to 2"),
-            ({"letters": 27}, "'letters' is 27: input should be less than or equal to 26"),
+            ({"length": 1}, "length is 1: it must be at least 2."),
+            ({"letters": 27}, "letters is 27: it must be at most 26."),
             ({"program": "kth_largest", "letters": 8}, "8 do not fill texts of length 10; raise 'letters' to 10"),
         ],
     )
