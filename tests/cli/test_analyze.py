@@ -49,7 +49,7 @@ def test_what_it_will_take_is_said_before_it_starts(cli, copied, monkeypatch):
 
     asked = ("analyze", "tiny:wrapped", "--with", "pruning", "--set", "n=33")
     ran = []
-    monkeypatch.setattr(Study, "analyze", lambda *_: ran.append(True) or exit_with("as far as this"))
+    monkeypatch.setattr(Study, "analyze", lambda *_, **__: ran.append(True) or exit_with("as far as this"))
     said = cli(*asked)
     (stage,) = copied.stages_of("wrapped", "pruning", {"n": 33})
     first, second = said.err.splitlines()
@@ -142,6 +142,7 @@ def test_the_printed_form_names_limits_and_tables(cli, copied):
     [
         (["--with", "behaviour"], "name what to analyse: a study of the store, or study:pair"),
         (["tinny", "--with", "behaviour"], "has no study 'tinny'; did you mean 'tiny'?"),
+        (["quickstart", "--with", "behaviour"], "has no study 'quickstart'; `workbench study run quickstart` makes it"),
         (["tiny:wraped", "--with", "behaviour"], "study 'tiny' has no pair 'wraped'; did you mean 'wrapped'?"),
         (["tiny", "--with", "behavior"], "there is no analysis 'behavior'; did you mean 'behaviour'?"),
         (["tiny", "--with", "behaviour", "--set", "m=3"], "behaviour has no setting 'm'"),

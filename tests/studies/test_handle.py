@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -127,7 +128,7 @@ def test_half_trained_models_are_never_looked_at(copied):
     unfinish(copied, "finetune")
     with pytest.raises(UserError, match="finetune-wrapped-s0 of pair 'wrapped' is not done"):
         copied.pair("wrapped")
-    with pytest.raises(UserError, match="is not done; run the study again"):
+    with pytest.raises(UserError, match="needs finetune-wrapped-s0, not done yet"):
         copied.analyze("wrapped", "behaviour", {"n": 32})
 
 
@@ -243,6 +244,20 @@ def test_what_cannot_be_analysed_is_one_sentence(copied, words, message):
     with pytest.raises(UserError, match=message):
         copied.analyze(*words)
     assert len(copied.store.runs()) == 11
+
+
+def test_what_an_analysis_looks_at_must_be_done(copied):
+    unfinish(copied, "finetune")
+    with pytest.raises(UserError, match="needs finetune-wrapped-s0, not done yet; `workbench study run tiny` goes on"):
+        copied.analyze("wrapped", "behaviour", {"n": 32})
+    assert len(copied.store.runs()) == 11
+
+
+def test_a_stored_result_that_lacks_a_number_is_one_sentence(whole):
+    result = whole.result("wrapped", "behaviour", seed=0)
+    lacking = replace(result, headline=tuple(m for m in result.headline if m.metric != "tuned_pt"))
+    with pytest.raises(UserError, match=r"a stored result of behaviour lacks a number \(tuned_pt\).*runs remove"):
+        pool([lacking])
 
 
 def test_revival_needs_arms(copied, tmp_path):

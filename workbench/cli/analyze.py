@@ -67,7 +67,7 @@ def analyze(
     out: list[dict[str, Any]] = []
     for chosen in (pair,) if pair else study.pair_names:
         _say_cost(study, chosen, name, values, seed)
-        result, paths = study.analyze(chosen, name, values, seed)
+        result, paths = study.analyze(chosen, name, values, seed, progress=not json)
         printed: dict[str, Any] = {**result.to_json(), "tables": _tables(paths), "pair": chosen}
         out.append(printed)
         if not json:

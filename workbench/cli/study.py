@@ -241,5 +241,8 @@ def known_study(name: str, store: Path | None) -> Study:
     """
     opened = open_to_read(store)
     if name not in opened.studies():
-        raise UserError(f"the store {opened.root} has no study {name!r}{did_you_mean(name, opened.studies())}")
+        from workbench.studies.loading import preset_names
+
+        run = f"; `workbench study run {name}` makes it" if name in preset_names() else did_you_mean(name, opened.studies())
+        raise UserError(f"the store {opened.root} has no study {name!r}{run}")
     return _stored(name, opened)

@@ -58,7 +58,8 @@ class Terminal:
         """Say what there is to do."""
         self.count = len(stages)
         if done:
-            self.console.print(f"{done} stages are done already, {self.count} to do", highlight=False)
+            already = f"{done} stage{'s are' if done > 1 else ' is'} done already"
+            self.console.print(f"{already}, {self.count} to do", highlight=False)
         self.bars.start()
         self.total = self.bars.add_task("[bold]study", total=max(1, self.count), note="")
 

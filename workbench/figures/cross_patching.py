@@ -20,13 +20,13 @@ from workbench.figures.theme import GREY, finish, rgba, style
 from workbench.results import Result
 
 PANELS = (
-    ("restores", "accuracy", "base's in fine-tuned"),
-    ("breaks", "accuracy", "fine-tuned's in base"),
-    ("breaks", "agreement", "fine-tuned's in base"),
-    ("installs", "accuracy", "fine-tuned's in base"),
-    ("revives", "accuracy", "revived's in fine-tuned"),
+    ("restores", "accuracy", "restores", "base's in<br>fine-tuned"),
+    ("breaks", "accuracy", "breaks", "fine-tuned's<br>in base"),
+    ("breaks", "agreement", "takes over", "fine-tuned's<br>in base"),
+    ("installs", "accuracy", "installs", "fine-tuned's<br>in base"),
+    ("revives", "accuracy", "revives", "revived's in<br>fine-tuned"),
 )
-"""Effect, measure, and whose activations go where; `revives` where there is a revived model."""
+"""Effect, measure, title, and whose activations go where; `revives` where there is a revived model."""
 MEASURES = {"accuracy": "accuracy", "agreement": "share of the<br>fine-tuned's answers"}
 MOST = 60
 """Components drawn; of more, the heads that change least are left out."""
@@ -52,7 +52,7 @@ def figure(result: Result) -> go.Figure:
     heights = [ROW * len(shown) + 24] + ([ROW * len(shown) + 10] if places else [])
     gap = 100.0
     inner = sum(heights) + gap * (len(heights) - 1)
-    titles = [f"<b>{e}</b><br>{who.replace(' in ', ' in<br>')}<br>{_texts(select(table, effect=e))}" for e, _, who in panels]
+    titles = [f"<b>{name}</b><br>{who}" for _, _, name, who in panels]
     fig = make_subplots(
         rows=len(heights),
         cols=len(panels),
@@ -62,10 +62,10 @@ def figure(result: Result) -> go.Figure:
         row_heights=heights,
         subplot_titles=titles + [""] * (len(panels) * (len(heights) - 1)),
     )
-    for column, (effect, measure, _) in enumerate(panels, start=1):
+    for column, (effect, measure, _, _) in enumerate(panels, start=1):
         _dots(fig, result, select(table, effect=effect, measure=measure), shown, column)
     if places:
-        for column, (effect, measure, _) in enumerate(panels, start=1):
+        for column, (effect, measure, _, _) in enumerate(panels, start=1):
             before = result.metric(f"{effect}_agreement_before").value if measure == "agreement" else 0.0
             _map(fig, select(table, effect=effect), measure, before, shown, places, column)
         scale = {"cmin": -1.0, "cmax": 1.0, "colorscale": CHANGE}
@@ -74,13 +74,14 @@ def figure(result: Result) -> go.Figure:
         frame(fig)
     pt, _ = words.subject(result)
     title = f"Which component carries the change of {pt}?"
-    sample = f"{words.sample(result, max(m.n for m in result.headline))}; dotted: the two models without a swap"
-    fig = finish(fig, title, sample, height=int(inner) + (242 if places else 208), top=172, bottom=92 if places else 58)
+    sample = f"{words.sample(result, max(m.n for m in result.headline))}; dotted: the two models without a swap<br>"
+    sample += f"{_texts(select(table, effect='restores'))}; installs: {_texts(select(table, effect='installs'))}"
+    fig = finish(fig, title, sample, height=int(inner) + (204 if places else 170), top=134, bottom=92 if places else 58)
     return fig.update_layout(margin={"l": 128})
 
 
 def _texts(rows: pd.DataFrame) -> str:
-    return f"{words.capability(str(first(rows, 'capability')))},<br>{words.texts(float(first(rows, 'share'))).replace(' ', '<br>')}"
+    return f"{words.capability(str(first(rows, 'capability')))}, {words.texts(float(first(rows, 'share')))}"
 
 
 def _shown(table: pd.DataFrame) -> list[str]:
@@ -109,19 +110,13 @@ def _dots(fig: go.Figure, result: Result, rows: pd.DataFrame, shown: list[str], 
         line = {"color": style(model).color, "dash": "dot", "width": 1.5}
         fig.add_vline(x=x, line=line, layer="below", exclude_empty_subplots=False, **at)
     names = [label(c) for c in shown]
-    look, whose = style(donor), words.MODELS.get(donor, donor)
+    look = style(donor)
+    other = words.MODELS.get(str(control), str(control))
     series = (
-        ("random", "all", "all positions, control: random change as large", style("random"), "circle-open", 0.0),
-        (
-            control,
-            "all",
-            f"all positions, control: {words.MODELS.get(str(control), str(control))}",
-            style(str(control)),
-            "x",
-            0.0,
-        ),
-        (donor, "all", f"all positions, from the {whose} model", look, look.marker, 0.16),
-        (donor, "answer", f"answer alone, from the {whose} model", look, f"{look.marker}-open", -0.16),
+        ("random", "all", "control: random change as large", style("random"), "circle-open", 0.0),
+        (control, "all", f"control: {other}", style(str(control)), "x", 0.0),
+        (donor, "all", "swapped at all positions (controls too)", look, look.marker, 0.16),
+        (donor, "answer", "swapped where it is answered alone", look, f"{look.marker}-open", -0.16),
     )
     for who, positions, text, how, marker, shift in series:
         one = select(rows, donor=who, positions=positions).drop_duplicates("component").set_index("component")

@@ -47,7 +47,7 @@ TOP, GAP = 118, 92
 def figure(result: Result) -> go.Figure:
     """Relative norms and ratios; divergence and accuracy with each set of latents; the latents that changed most, in words."""
     latents = result.tables["latents"]
-    heights = [230.0, 270.0, 24.0 * min(LISTED, _listed(latents).shape[0]) + 30]
+    heights = [230.0, 320.0, 24.0 * min(LISTED, _listed(latents).shape[0]) + 30]
     height = sum(heights) + 2 * GAP
     table = result.tables["table"]
     pt, _ = words.subject(result)

@@ -31,7 +31,7 @@ def color_axes(amount: float, change: float, what: str, height: float) -> dict[s
 
     def axis(low: float, high: float, colors: Any, title: str, x: float, length: float) -> dict[str, Any]:
         bar: dict[str, Any] = {
-            "title": {"text": f"{title}\u2002", "side": "right", "font": {"size": 12}},
+            "title": {"text": f"{title}\u2002\u2002", "side": "right", "font": {"size": 12}},
             "orientation": "h",
             "x": x,
             "xanchor": "left",

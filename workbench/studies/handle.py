@@ -207,7 +207,13 @@ class Study:
         return replace(found, evidence=tuple(replace(line, analysis=analysis) for line in found.evidence))
 
     def analyze(
-        self, pair: str, analysis: str, settings: Mapping[str, Any] | None = None, seed: int | None = None
+        self,
+        pair: str,
+        analysis: str,
+        settings: Mapping[str, Any] | None = None,
+        seed: int | None = None,
+        *,
+        progress: bool = False,
     ) -> tuple[Result, list[Path]]:
         """Run an analysis with settings of its own on a pair, keep it in the store, and give the result over seeds.
 
@@ -215,10 +221,18 @@ class Study:
             UserError: no such pair or analysis, settings that do not fit, or models that are not made yet.
         """
         from workbench.engine.local import run_stages
-        from workbench.engine.progress import Silent
+        from workbench.engine.progress import Silent, Terminal
 
         stages = self.stages_of(pair, analysis, settings, seed)
-        run_stages(stages, self.store, self.name, reporter=Silent(), inline=True)
+        missing = not_done(self.store, stages)
+        needed = {key for stage in missing for key in stage.parents}
+        if lacking := not_done(self.store, [stage for stage in self.plan.stages if stage.key in needed]):
+            names = ", ".join(stage.name for stage in lacking)
+            raise UserError(
+                f"{analysis} of {pair!r} needs {names}, not done yet; `workbench study run {self.name}` goes on with it."
+            )
+        reporter = Terminal(self.store) if progress and missing else Silent()
+        run_stages(stages, self.store, self.name, reporter=reporter, inline=True)
         runs = [run for stage in stages if (run := self.store.find(stage.key))]
         return pool([run.result() for run in runs]), [run.path for run in runs]
 
@@ -237,7 +251,9 @@ class Study:
         one = Study(self.spec.model_copy(update={"analyses": {analysis: dict(settings or {})}}), self.store)
         stages = [p.analyses[analysis] for p in one._plans(pair) if seed in (None, p.seed) and analysis in p.analyses]
         if not stages:
-            raise UserError(f"{analysis} cannot run on {pair!r}: it needs the reverse fine-tunings, which this pair has none of.")
+            raise UserError(
+                f"{analysis} cannot run on {pair!r}: it needs the reverse fine-tunings, which this pair has none of."
+            )
         return stages
 
     def results(self, pair: str) -> dict[str, Result]:
@@ -287,4 +303,9 @@ def pool(results: Sequence[Result]) -> Result:
     pooled = combine_results(results)
     read = import_module(analyses[pooled.name].module).evidence
     seeds = sorted({int(r.provenance["seed"]) for r in results})
-    return replace(pooled, evidence=read(pooled), provenance={**pooled.provenance, "seeds": seeds})
+    try:
+        evidence = read(pooled)
+    except KeyError as error:
+        lacking = f"a stored result of {pooled.name} lacks a number ({error.args[0]})"
+        raise UserError(f"{lacking}; remove its run (`workbench runs remove`) and redo it.") from error
+    return replace(pooled, evidence=evidence, provenance={**pooled.provenance, "seeds": seeds})
