@@ -131,7 +131,9 @@ def test_memory_is_bounded(make_model, random_examples, monkeypatch):
     expected = residual_streams(model, examples, positions="all")
     assert expected.untyped_storage().nbytes() == 4 * expected.numel()  # as the docstring says, and no more
     shown: list[int] = []
-    monkeypatch.setattr("workbench.models.lens.BATCH_BYTES", 4 * 3 * 16 * expected.shape[2] * 2)
+    points, _, length, width = expected.shape
+    attention = (points - 1) * model.config.num_attention_heads * length**2
+    monkeypatch.setattr("workbench.models.lens.BATCH_BYTES", 4 * (points * length * width + attention) * 2)
 
     def counted(given):
         bridge = lens(given)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -87,19 +87,21 @@ def grafting(pair: Pair, settings: GraftingSettings) -> Result:
     pt, ft = (pair.capability, shares(pair, pair.capability)[0]), (pair.tuned_on, shares(pair, pair.tuned_on)[-1])
     harm = change * slope(pair.tuned, draw(pair, *pt, settings.score_examples, "score"))
     use = -change * slope(pair.start, draw(pair, *ft, settings.score_examples, "score"))
-    orders: dict[tuple[str, str, int], Tensor] = {}
-    for direction, first_order in zip(DIRECTIONS, (harm, use), strict=True):
-        for ranking, score in zip(RANKINGS, (first_order, change.abs()), strict=True):
-            orders[direction, ranking, 0] = changed[torch.sort(score[changed], descending=True, stable=True).indices]
-        for index in range(settings.random_draws):
-            shuffled = torch.randperm(len(changed), generator=torch_generator(pair.seed, "random weights", index))
-            orders[direction, "random", index + 1] = changed[shuffled.to(changed.device)]
+
+    def orders() -> Iterator[tuple[str, str, int, Tensor]]:
+        """One at a time: each is as large as the model."""
+        for direction, first_order in zip(DIRECTIONS, (harm, use), strict=True):
+            for ranking, score in zip(RANKINGS, (first_order, change.abs()), strict=True):
+                yield direction, ranking, 0, changed[torch.sort(score[changed], descending=True, stable=True).indices]
+            for index in range(settings.random_draws):
+                shuffled = torch.randperm(len(changed), generator=torch_generator(pair.seed, "random weights", index))
+                yield direction, "random", index + 1, changed[shuffled.to(changed.device)]
 
     sets = {pt: draw(pair, *pt, n), ft: draw(pair, *ft, n)}
     work = copy.deepcopy(pair.tuned)
     rows: list[dict[str, Any]] = []
     correct: dict[tuple[str, str, int, str, float], np.ndarray] = {}
-    for (direction, ranking, index), order in orders.items():
+    for direction, ranking, index, order in orders():
         start, goal = (ends[1], ends[0]) if direction == "revert" else (ends[0], ends[1])
         for share in RANDOM_AT if index else GRID:
             vector_to_parameters(torch.where(first_of(order, share, len(change)), goal, start), work.parameters())

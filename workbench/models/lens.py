@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 MAX_BYTES = 4 * 2**30
 """Largest answer that `residual_streams` gives."""
 BATCH_BYTES = 256 * 2**20
-"""What one batch of a forward pass may keep of its residual streams; batches shrink to fit."""
+"""What one batch of a forward pass may keep of its streams and attention; batches shrink to fit."""
 
 
 def lens(model: PreTrainedModel) -> TransformerBridge:
@@ -55,8 +55,8 @@ def residual_streams(
     """The residual stream at chosen positions: embedding output first, then after each block.
 
     Memory: the answer takes `4 * (blocks + 1) * n * k * width` bytes, k positions an example (1 for `answer`), float32 on
-    the CPU. Beside it stand a copy of the model and the streams of one batch at every position up to the last one
-    asked for, at most `BATCH_BYTES`: fewer than `batch_size` examples are run at once where more would not fit.
+    the CPU. Beside it stand a copy of the model, and of one batch the streams at every position up to the last one asked
+    for and the attention of every head, at most `BATCH_BYTES`: `batch_size` shrinks where more would not fit.
 
     Args:
         model: of a known architecture.
@@ -79,8 +79,10 @@ def residual_streams(
             f"residual streams of {len(examples):,} examples at {at.shape[1]} positions take {size / 2**30:.1f} GiB, more "
             f"than {MAX_BYTES / 2**30:g}; ask for fewer examples or positions."
         )
-    batch_size = max(1, min(batch_size, BATCH_BYTES // (4 * points * (int(at.max()) + 1) * width)))
-    read = _bridge_reader(model) if anatomy(model).bridged else _hook_reader(model)
+    bridged, length = anatomy(model).bridged, int(at.max()) + 1
+    floats = points * length * width + bridged * (points - 1) * int(model.config.num_attention_heads) * length**2
+    batch_size = max(1, min(batch_size, BATCH_BYTES // (4 * floats)))
+    read = _bridge_reader(model) if bridged else _hook_reader(model)
     parts: list[Tensor] = []
     for start in range(0, len(examples), batch_size):
         batch = examples[start : start + batch_size].to(model.device)
