@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from workbench.results import Evidence, Metric, Result
@@ -46,7 +46,7 @@ class Verdict:
     seeds: tuple[int, ...]
     verdict: Class
     reason: str
-    evidence: tuple[Evidence, ...]
+    evidence: tuple[Evidence, ...] = field(repr=False)
     kept: bool = True
     """Whether it is about the ability that fine-tuning may have hidden, and not about the one that it trained."""
 

@@ -105,7 +105,7 @@ def test_controls_are_grey_and_drawn_first(result):
 
 def test_revival_marks_arrivals_and_censored_arms(result):
     fig = figure(result("revival", seed=0))
-    assert [t.name for t in lines(fig, "irrelevant data: ")] == ["irrelevant data: not within 320 steps"]
+    assert [t.name for t in lines(fig, "irrelevant data: ")] == ["irrelevant data: more than 320 steps"]
     markers = {t.name: t for t in fig.data if t.mode == "markers"}
     late, never = markers["irrelevant data"], markers["never had it"]
     assert late.marker.symbol == "arrow-right"

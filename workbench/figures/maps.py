@@ -30,8 +30,8 @@ def color_axes(amount: float, change: float, what: str, height: float) -> dict[s
     """`coloraxis` from 0 to `amount`, and `coloraxis2` from -`change` to `change` with a neutral zero; bars under the title."""
 
     def axis(low: float, high: float, colors: Any, title: str, x: float, length: float) -> dict[str, Any]:
-        bar: dict[str, Any] = {
-            "title": {"text": f"{title}\u2002\u2002", "side": "right", "font": {"size": 12}},
+        bar: dict[str, Any] = {  # plotly trims spaces at the end of a title; the last character, of no width, keeps them
+            "title": {"text": f"{title}\u00a0\u00a0\u2060", "side": "right", "font": {"size": 12}},
             "orientation": "h",
             "x": x,
             "xanchor": "left",

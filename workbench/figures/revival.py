@@ -74,7 +74,7 @@ def _arrival(steps: pd.DataFrame, arm: str) -> str:
         return "steps not known"
     row = rows.iloc[0]
     if row["bound"] == "lower":
-        return f"not within {row['value']:.0f} steps"
+        return f"more than {row['value']:.0f} steps"
     ends = f" [{row['low']:.0f}, {row['high']:.0f}]" if row["high"] - row["low"] >= 0.5 else ""
     return f"{words.number(float(row['value']))}{ends} steps"
 
