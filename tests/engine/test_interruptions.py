@@ -179,6 +179,7 @@ print(study.progress())
 """A user's script without `if __name__ == "__main__"`."""
 
 
+@pytest.mark.slow
 def test_a_second_command_disturbs_nothing_and_workers_of_a_killed_one_save_and_end(start, study, uninterrupted, tmp_path):
     first = start(SCRIPT.format(path=str(tmp_path / "study.yaml"), store=str(study.store.root)))
     worker = first.until_checkpoint("pretrain-base", 5)

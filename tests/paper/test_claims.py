@@ -206,7 +206,10 @@ def test_a_seed_whose_base_lacks_the_ability_is_left_out(whole):
     assert judge(poor, [claim]).table.iloc[1]["agrees"] == "not measured"
 
 
-@pytest.mark.parametrize(("scale", "preset", "low"), [("cpu", "grid_counting", 0.99), ("paper", "grid_counting_paper", 0.999)])
+@pytest.mark.parametrize(
+    ("scale", "preset", "low"),
+    [("cpu", "grid_counting", 0.99), pytest.param("paper", "grid_counting_paper", 0.999, marks=pytest.mark.slow)],
+)
 def test_the_preset_has_the_cells_of_every_contrast(tmp_path, scale, preset, low):
     """A claim about cells that its study never runs could not be measured by anyone."""
     grid = Grid(Study(load_study(preset, seeds=[0]), Store(tmp_path)), scale)

@@ -60,6 +60,7 @@ def test_rates_beyond_the_named_ones_are_called_by_their_value(tmp_path):
     assert list(axes["rate_name"]) == ["large", "medium", "small", "very small", "1e-06"]
 
 
+@pytest.mark.slow
 def test_the_standard_length_of_pretraining_is_that_of_most_pairs_of_a_prior(tmp_path):
     """An operand that is seen half as often takes twice the steps to be learned."""
     axes = Grid(Study(load_study("grid_counting", seeds=[0]), Store(tmp_path))).axes.set_index("pair")

@@ -22,7 +22,10 @@ def file(tmp_path):
     return write_study(tmp_path)
 
 
-@pytest.mark.parametrize("name", preset_names())
+@pytest.mark.parametrize(
+    "name",  # the paper's grids have thousands of stages
+    [pytest.param(n, marks=pytest.mark.slow) if n.endswith("_paper") and n.startswith("grid") else n for n in preset_names()],
+)
 def test_a_preset_loads_and_expands(name):
     spec = load_study(name, seeds=[0])
     assert spec.study == name
