@@ -29,7 +29,8 @@ _KINDS = {"Features": "features", "Words": "words", "Summary": "summary", **dict
 _NAMES = {"features": "Features", "words": "Words", "summary": "Summary"}
 _LISTS = ("features", "words")
 _LINE = re.compile(r"[ \t]*(Features|Words|Summary|Random sentence|Sentence|Story):[ \t]*(.*)", re.DOTALL)
-_BREAK = re.compile(r"[\r\n\v\f\x1c-\x1e\x85\u2028\u2029]")  # what any reader may take for the end of a line
+# What some reader may take for the end of a line, or of a record.
+_BREAK = re.compile(r"[\r\n\v\f\x1c-\x1e\x85\u2028\u2029]|" + re.escape(SEPARATOR))
 _WORD = re.compile(r"(?<![\w'’-])[a-z]{4,}(?![\w'’-])")
 _STOP = frozenset(
     """about after again agreed along also always another anymore answer answered around asked asking away back because been
@@ -58,12 +59,14 @@ class Instruction:
             for entry in getattr(self, kind):
                 if not entry or entry != entry.strip() or "," in entry or _BREAK.search(entry):
                     raise UserError(
-                        f"an instruction's {kind} hold {entry!r}; give words without commas, line breaks or outer spaces"
+                        f"an instruction's {kind} hold {entry!r}; give words without commas, line breaks, separators or outer spaces"
                     )
         for kind in ("summary", "sentence"):
             text = getattr(self, kind)
             if text is not None and (not text or text != text.strip() or _BREAK.search(text)):
-                raise UserError(f"an instruction's {kind} is {text!r}; give one line of text without outer spaces, or none")
+                raise UserError(
+                    f"an instruction's {kind} is {text!r}; give one line of text without separator or outer spaces, or none"
+                )
 
     @property
     def lines(self) -> tuple[str, ...]:

@@ -166,6 +166,10 @@ def test_plain_sentences_are_pieces_of_the_text_without_quotation(text: str) -> 
         at += len(sentence)
 
 
+def test_a_line_without_full_stop_is_no_part_of_the_next() -> None:
+    assert plain_sentences("The Red Boat\nOne day it sank.") == ["One day it sank."]
+
+
 def test_last_sentences() -> None:
     assert last_sentences('One. "Two!" Three? Four.\n', 2) == "Three? Four."
 
