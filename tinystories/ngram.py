@@ -93,6 +93,8 @@ class KneserNey:
         tokens, age = _end_to_end([story])
         gram, p = np.zeros(len(tokens), dtype=np.int64), np.full(len(tokens), 1 / self.vocab_size)
         for k, order in enumerate(self.orders, start=1):
+            if not len(order.keys):  # no story is so long
+                break
             before = np.concatenate([[-1], gram[:-1]]) if k > 1 else np.zeros(len(tokens), dtype=np.int64)
             known = (age >= k - 1) & (before >= 0)
             context = np.where(known, before, 0)
