@@ -143,7 +143,7 @@ class WritingTask(Task, Protocol):
         ...
 
     def whole(self, capability: str, n: int, seed: int) -> Examples:
-        """`n` whole test texts of a kind, padded on the right; the loss mask is on every token after the first."""
+        """`n` whole test texts of a kind (all, if fewer), padded on the right; the loss mask is on every token after the first."""
         ...
 
 

@@ -35,7 +35,7 @@ class WritingSettings(Settings):
     opening: int = Field(16, ge=1, description="tokens of a real test text that it goes on from")
     new_tokens: int = Field(160, ge=1, description="tokens that it writes, at most")
     temperature: float = Field(1.0, ge=0, description="of the samples; 0 takes the most likely token")
-    loss_texts: int = Field(200, ge=16, description="whole test texts of each kind whose loss is measured")
+    loss_texts: int = Field(200, ge=16, description="whole test texts of each kind, at most, whose loss is measured")
 
 
 def _check(settings: WritingSettings, question: Question, blocks: int) -> None:
@@ -91,7 +91,7 @@ def writing(pair: Pair, settings: WritingSettings) -> Result:
     shows = {name: task.shows(pt, of) for name, of in texts.items()}
     rows = [{"model": name, **proportion_row(of)} for name, of in shows.items()]
     cost = [
-        {"model": name, "kind": kind, **_interval(value, draws), "n": settings.loss_texts, "unit": "nats per token"}
+        {"model": name, "kind": kind, **_interval(value, draws), "n": len(kinds[kind]), "unit": "nats per token"}
         for (name, kind), (value, draws) in losses.items()
     ]
     samples = [
@@ -111,7 +111,7 @@ def writing(pair: Pair, settings: WritingSettings) -> Result:
             *(proportion(f"writes_{name}", of, pair.seed, "share of texts") for name, of in shows.items()),
             paired_change("change", shows["tuned"], shows["base"], pair.seed),
             *(
-                derived(f"loss_{name}_{kind}", value, draws, settings.loss_texts, "nats per token")
+                derived(f"loss_{name}_{kind}", value, draws, len(kinds[kind]), "nats per token")
                 for (name, kind), (value, draws) in losses.items()
             ),
         ),
