@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from workbench.results import Bound, LazyTables, Metric, Result
+from workbench.results import LazyTables, Metric, Result
 from workbench.seeds import numpy_generator
-from workbench.statistics import Floats, Pool, hierarchical, normal_quantile, pooled, wilson
+from workbench.statistics import Bound, Floats, Pool, hierarchical, normal_quantile, pooled, wilson
 
 MEASURED = ("value", "low", "high", "n", "seed")
 """Columns that are no coordinates of a row."""

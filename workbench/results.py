@@ -11,12 +11,11 @@ from typing import Any, Literal, cast
 import pandas as pd
 
 from workbench.errors import UserError
+from workbench.statistics import Bound
 
 SCHEMA = 1
 Direction = Literal["masked", "erased", "learned", "untouched", "neutral", "uninformative"]
 """Which class of verdict an evidence line points to; `neutral` takes no side, `uninformative` had no room to show anything."""
-Bound = Literal["exact", "upper", "lower", "undefined"]
-"""`upper`: the true value is at most this (a control never arrived); `lower`: at least this (the subject never arrived)."""
 
 
 @dataclass(frozen=True)

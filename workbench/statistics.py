@@ -14,13 +14,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from workbench.results import Bound
 from workbench.seeds import numpy_generator
 
 Floats = NDArray[np.float64]
 Numbers = float | Sequence[Any] | np.ndarray | np.generic
 """What NumPy makes an array of numbers of."""
 Pool = Literal["mean", "geometric"]
+Bound = Literal["exact", "upper", "lower", "undefined"]
+"""`upper`: the true value is at most this (a control never arrived); `lower`: at least this (the subject never arrived)."""
 
 
 @dataclass(frozen=True)

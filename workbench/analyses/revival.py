@@ -12,8 +12,8 @@ from workbench.analysis import Settings, analysis
 from workbench.errors import UserError
 from workbench.measures import DRAWS, derived, proportion, proportion_row
 from workbench.replicates import combine_bounds
-from workbench.results import Bound, Direction, Evidence, Metric, Result
-from workbench.statistics import Crossing, bootstrap_crossings, ratio, ratio_draws, steps_to
+from workbench.results import Direction, Evidence, Metric, Result
+from workbench.statistics import Bound, Crossing, bootstrap_crossings, ratio, ratio_draws, steps_to
 from workbench.subjects import Pair, Trajectory
 from workbench.verdict import REVIVED_AT, ROOM, judge_revival
 

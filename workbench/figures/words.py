@@ -7,7 +7,8 @@ import re
 import textwrap
 from collections.abc import Mapping, Sequence
 
-from workbench.results import Bound, Direction, Evidence, Metric, Result
+from workbench.results import Direction, Evidence, Metric, Result
+from workbench.statistics import Bound
 from workbench.verdict import Class
 
 MODELS: Mapping[str, str] = {
