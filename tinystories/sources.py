@@ -168,8 +168,7 @@ def _read_text(path: Path, chunks: Iterator[str], skipped: Counter[str] | None) 
         return
     from tinystories.instructions import parse_records
 
-    lines = (line.removesuffix("\r") for line in _pieces(path, chunks, "\n", "a line break"))
-    for record in parse_records(lines, skipped):
+    for record in parse_records(_pieces(path, chunks, "\n", "a line break"), skipped):
         asked = record.instruction
         yield Row(record.story, None, tuple(asked.features), tuple(asked.words), asked.summary, asked.sentence)
 

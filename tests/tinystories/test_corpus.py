@@ -140,6 +140,12 @@ class TestSides:
             text.casefold(): side for text, side in first.items()
         }
 
+    def test_stories_are_dealt_out_over_batches(self, tmp_path, load, monkeypatch):
+        stories = [(story(i), OWNERS[i % 2]) for i in range(300)]
+        first = load(write(tmp_path / "a.jsonl", stories))
+        monkeypatch.setattr(building, "BATCH", 7)
+        assert load(write(tmp_path / "b.jsonl", stories)).dataset.to_list() == first.dataset.to_list()
+
     def test_added_stories_move_only_those_between_the_old_and_new_borders(self, tmp_path, load):
         stories = [(story(i), OWNERS[i % 2]) for i in range(2000)]
         before = sides_of(load(write(tmp_path / "a.jsonl", stories)))
