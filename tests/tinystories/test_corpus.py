@@ -192,6 +192,22 @@ class TestCache:
         assert second.dataset.to_list() == first.dataset.to_list()
         assert (second.sha256, second.counts, second.name) == (first.sha256, first.counts, path)
 
+    def test_a_corpus_that_another_process_is_making_is_waited_for(self, tmp_path, load, monkeypatch):
+        path = write(tmp_path / "a.jsonl", [(story(i), "ann") for i in range(60)])
+        real = corpus.FileLock
+
+        class Late:
+            def __init__(self, file):
+                monkeypatch.setattr(corpus, "FileLock", real)
+                self.release = load(path).__len__  # while this one waits, the other is done
+                monkeypatch.setattr(corpus, "build", None)
+
+            def acquire(self):
+                pass
+
+        monkeypatch.setattr(corpus, "FileLock", Late)
+        assert len(load(path)) == 60
+
     def test_it_is_mapped_not_copied(self, tmp_path, load):
         found = load(write(tmp_path / "a.jsonl", [(story(i), "ann") for i in range(60)]))
         files = [Path(file["filename"]) for file in found.dataset.cache_files]

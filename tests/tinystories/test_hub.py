@@ -101,6 +101,7 @@ def test_the_corpus_outlives_the_hubs_cache(hub_cache):
     before = load_corpus("roneneldan/TinyStories")
     (hub_cache / "hub").rename(hub_cache / "gone")
     assert load_corpus("roneneldan/TinyStories").sha256 == before.sha256
+    assert load_corpus("roneneldan/TinyStories", revision=COMMIT).sha256 == before.sha256
     with pytest.raises(UserError, match="not loaded"):
         load_corpus("roneneldan/TinyStories", revision="v2")
 
