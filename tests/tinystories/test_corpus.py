@@ -256,7 +256,6 @@ class TestErrors:
 
 
 def test_instruct_labels_become_columns(tmp_path, load):
-    pytest.importorskip("tinystories.instructions")
     good = "Features: Dialogue\nWords: dog, run\nStory: Story {}.\nSummary: Short {}.\n<|endoftext|>\n"
     bad = "Features: Twist\nStory: \n<|endoftext|>\nlost\n<|endoftext|>\n"
     text = "".join(good.format(i, i) for i in range(3)) + bad + good.format(3, 3)
@@ -271,7 +270,6 @@ def test_instruct_labels_become_columns(tmp_path, load):
 
 
 def test_the_sample_described(load):
-    pytest.importorskip("tinystories.features")
     found = load("sample")
     assert [len(found.split(split)) for split in SPLITS] == [378, 21, 21]
     assert not found.labelled

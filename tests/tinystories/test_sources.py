@@ -166,10 +166,6 @@ class TestInstruct:
     ROWS = [Row("It ran.\nIt sat.", None, ("Dialogue", "Twist"), ("dog", "run"), "A dog runs.", "It ran.")] * 2
     AFTER = "Features: Dialogue, Twist\nWords: dog, run\nSentence: It ran.\nStory: It ran.\nIt sat.\nSummary: A dog runs.\n"
 
-    @pytest.fixture(autouse=True)
-    def _parser(self):
-        pytest.importorskip("tinystories.instructions")
-
     @pytest.mark.parametrize("newline", ["\n", "\r\n"])
     def test_text(self, tmp_path, newline):
         """A summary may follow its story."""
