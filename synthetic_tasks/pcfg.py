@@ -22,10 +22,10 @@ from synthetic_tasks.labels import ABSENT
 from synthetic_tasks.parse import parse_texts, symbol_names
 from synthetic_tasks.prompts import Layout, Vocabulary
 from synthetic_tasks.restrictions import ALL, Drawn, Labels, check, draw_restricted, parse
-from synthetic_tasks.settings import Settings, read_settings
 from workbench.errors import UserError, did_you_mean
 from workbench.examples import Correlation, Examples
 from workbench.seeds import numpy_generator
+from workbench.settings import Settings, read_settings
 
 Texts = UInt8[np.ndarray, "n length"]
 Kind = Literal["natural", "balanced", "pretraining"]

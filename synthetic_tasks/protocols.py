@@ -17,11 +17,11 @@ from synthetic_tasks.pcfg import PcfgTask
 from synthetic_tasks.rasp.batches import RaspBatches
 from synthetic_tasks.rasp.task import RaspTask
 from synthetic_tasks.restrictions import at_most_and_above, parse
-from synthetic_tasks.settings import Settings, read_settings
 from workbench.errors import UserError, did_you_mean
 from workbench.examples import Correlation
 from workbench.protocols import Task, TrainingProtocol
 from workbench.seeds import numpy_generator
+from workbench.settings import Settings, read_settings
 
 
 class PretrainingSettings(Settings):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import datasets
 
 SPLITS = ("train", "validation", "test")
-TEST_PERCENT = 5
+TEST_PERCENT = 10
 VALIDATION_PERCENT = 5
 """Of the stories of each source; what is left is for training."""
 BATCH = 4000

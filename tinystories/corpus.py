@@ -5,7 +5,7 @@
 
 The first load streams the stories into the cache (`tinystories.building`), a second one opens what is there.
 
-**Splits.** The stories of each source are put in the order of a hash of their text; the first 5 % are the test set, the next
+**Splits.** The stories of each source are put in the order of a hash of their text; the first 10 % are the test set, the next
 5 % the validation set (`tinystories.building.sides` says what keeps its side when stories are added). A data set that brings
 validation or test files of its own is split all the same, and from its training files alone: TinyStories' validation file was
 not freed of stories that are in its training file. `counts["leaked"]` says how many these are; the file is not used otherwise.

@@ -106,6 +106,47 @@ class CompilingTask(Task, Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Openings:
+    """Beginnings of real texts, and how these go on."""
+
+    prompts: tuple[np.ndarray, ...]
+    """Token ids, one array a text to be written; of a small corpus openings return."""
+    written: tuple[str, ...]
+    """Opening and continuation of the real texts, each once, cut to the length that a model is given."""
+
+
+@runtime_checkable
+class WritingTask(Task, Protocol):
+    """A task of texts that a model can go on with freely, and that can be judged."""
+
+    @property
+    def end(self) -> int:
+        """The token that ends a text."""
+        ...
+
+    @property
+    def padding(self) -> int:
+        """A token that stands in no text."""
+        ...
+
+    def openings(self, capability: str, n: int, seed: int, tokens: int, more: int) -> Openings:
+        """`tokens` of each of `n` test texts, none of which shows the capability yet; `more` tokens of the real ones follow."""
+        ...
+
+    def shows(self, capability: str, texts: Sequence[str]) -> np.ndarray:
+        """1.0 where a text shows what the capability is about, else 0.0; `[n]`."""
+        ...
+
+    def judged_by(self, capability: str) -> str:
+        """Who says so, and how far to trust it, in a clause."""
+        ...
+
+    def whole(self, capability: str, n: int, seed: int) -> Examples:
+        """`n` whole test texts of a kind (all, if fewer), padded on the right; the loss mask is on every token after the first."""
+        ...
+
+
 def compiled_weights(task: Task, capability: str | None = None) -> Compiled:
     """Weights that have a capability of the task, or (None) any of it, for their shape.
 

@@ -19,11 +19,11 @@ from synthetic_tasks.counterfactuals import one_substitution, other_counts
 from synthetic_tasks.rasp.compiler import compile_program
 from synthetic_tasks.rasp.questions import QUESTIONS, Counter, Question
 from synthetic_tasks.rasp.vocabulary import Vocabulary
-from synthetic_tasks.settings import Settings, read_settings
 from workbench.errors import UserError, did_you_mean
 from workbench.examples import Correlation, Examples
 from workbench.protocols import Compiled
 from workbench.seeds import numpy_generator
+from workbench.settings import Settings, read_settings
 
 Texts = UInt8[np.ndarray, "n length"]
 

@@ -513,3 +513,44 @@ def test_the_blocks_of_a_compiled_model_are_those_of_its_program():
     assert list(made.pairs[0].analyses) == ["activation_maps"]
     with pytest.raises(UserError, match=f"block is {depth}, but the model has the blocks 0 to {depth - 1}"):
         plan(parse_study({**compiled, "analyses": {"activation_maps": {"block": depth}}}))
+
+
+# --- a pretraining that goes on from another
+
+
+def chained(**entry):
+    one = body()
+    later = {"from": "base", "operand_prior": {"a": 0.5, "b": 0.5}, "steps": 5, "lr": 1e-3, "batch_size": 8, **entry}
+    one["pretrain"]["longer"] = later
+    one["finetune"]["wrapped"]["from"] = "longer"
+    return one
+
+
+def test_a_pretraining_may_go_on_from_one_before_it():
+    made, plain = plan(parse_study(chained())), planned()
+    of = {stage.name: stage for stage in made.stages}
+    assert of["pretrain-longer-s0"].parents == (of["pretrain-base-s0"].key,)
+    assert of["pretrain-longer-s0"].spec["start"] == of["pretrain-base-s0"].key
+    assert of["pretrain-base-s0"].key == keys(plain)["pretrain-base-s0"]
+    assert of["finetune-wrapped-s0"].parents == (of["pretrain-longer-s0"].key,)
+    assert made.pairs[0].base is of["pretrain-longer-s0"]
+
+
+def test_what_a_model_was_asked_before_counts():
+    one = body()
+    one["pretrain"]["never_had_it"]["from"] = "base"
+    with pytest.raises(UserError, match="never_had_it: its data ask for 'count_a'"):
+        plan(parse_study(one))
+    plan(parse_study(chained(operand_prior={"b": 1.0})))  # asked for a by the one it goes on from
+
+
+@pytest.mark.parametrize(
+    ("start", "sentence"),
+    [
+        ("bas", "'bas' must be a model named before it, and there is none; did you mean 'base'"),
+        ("longer", "must be a model named before it, and it stands after it"),
+    ],
+)
+def test_where_a_pretraining_cannot_start(start, sentence):
+    with pytest.raises(UserError, match=sentence):
+        parse_study(chained(**{"from": start}))

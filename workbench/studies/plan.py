@@ -86,8 +86,10 @@ class _Builder:
 
     def pairs(self, seed: int) -> Iterator[PairPlan]:
         spec = self.spec
-        pretrained = {
-            name: self.add(
+        pretrained: dict[str, Stage] = {}
+        self.asked = {}
+        for name, p in spec.pretrain.items():
+            pretrained[name] = self.add(
                 self.training(
                     f"pretrain-{name}-s{seed}",
                     "pretrain",
@@ -95,15 +97,12 @@ class _Builder:
                     p.protocol,
                     p.protocol_settings,
                     p.settings,
+                    start=pretrained[p.start] if p.start else None,
                     compiled=self.compiled(name, p),
                 )
             )
-            for name, p in spec.pretrain.items()
-        }
-        self.asked = {
-            name: load_protocol(p.protocol, self.task, p.protocol_settings, p.settings.batch_size, seed).asks
-            for name, p in spec.pretrain.items()
-        }
+            asks = load_protocol(p.protocol, self.task, p.protocol_settings, p.settings.batch_size, seed).asks
+            self.asked[name] = asks | (self.asked[p.start] if p.start else frozenset())
         if refused := self.asked.get(NEVER, frozenset[str]()) & self.lost:
             raise UserError(
                 f"pretrain.{NEVER}: its data ask for {min(refused)!r}, which a model of this name must never be asked; "

@@ -91,11 +91,16 @@ def _compiled_or_grid(schema: dict[str, Any]) -> None:
 
 
 class PretrainSpec(_Training):
-    """Training from random weights, or from weights that the task writes down for a capability."""
+    """Training from random weights, from another model of the section, or from weights that the task writes down."""
 
     model_config = ConfigDict(json_schema_extra=_compiled_or_grid)
 
     protocol: str = "pretraining"
+    start: str | None = Field(
+        default=None,
+        alias="from",
+        description="model of this section that it goes on from, named before it; random weights when absent",
+    )
     compiled: str | None = Field(default=None, description="capability whose compiled weights it starts from; 0 steps then")
     noise: float | None = Field(
         default=None, ge=0, description="standard deviation of the noise on compiled weights; 0.0001 when absent"
@@ -205,7 +210,20 @@ class StudySpec(_Section):
             raise ValueError(f"seeds {list(self.seeds)} must be different non-negative numbers, at least one")
         if not self.pretrain:
             raise ValueError("pretrain is empty; name at least one model to pretrain")
+        earlier: set[str] = set()
         for name, trained in self.pretrain.items():
+            if trained.start is not None and trained.start not in earlier:
+                late = (
+                    "it stands after it; move it up"
+                    if trained.start in self.pretrain
+                    else f"there is none{did_you_mean(trained.start, earlier)}"
+                )
+                raise ValueError(f"pretrain.{name}.from: {trained.start!r} must be a model named before it, and {late}")
+            if trained.start is not None and trained.compiled is not None:
+                raise ValueError(
+                    f"pretrain.{name}: from {trained.start!r} and compiled {trained.compiled!r} exclude each other"
+                )
+            earlier.add(name)
             if trained.compiled is not None and self.model.kind != "compiled":
                 raise ValueError(
                     f"pretrain.{name}.compiled: compiled weights do not fit a model of kind {self.model.kind!r}; "
