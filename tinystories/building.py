@@ -82,12 +82,15 @@ def sides(hashes: np.ndarray, sources: np.ndarray) -> np.ndarray:
         hashes: uint64 [n].
         sources: which source each story is of, int [n], from 0.
     """
-    of_source = np.bincount(sources)
+    found = np.full(len(hashes), SPLITS.index("train"), np.uint8)
     order = np.lexsort((hashes, sources))
-    rank = np.empty(len(order), np.int64)
-    rank[order] = np.arange(len(order)) - np.repeat(np.cumsum(of_source) - of_source, of_source)
-    test, validation = ((of_source * percent + 50) // 100 for percent in (TEST_PERCENT, VALIDATION_PERCENT))
-    return (2 - (rank >= test[sources]) - (rank >= (test + validation)[sources])).astype(np.uint8)
+    start = 0
+    for n in np.bincount(sources).tolist():
+        test, validation = ((n * percent + 50) // 100 for percent in (TEST_PERCENT, VALIDATION_PERCENT))
+        found[order[start : start + test]] = SPLITS.index("test")
+        found[order[start + test : start + test + validation]] = SPLITS.index("validation")
+        start += n
+    return found
 
 
 class _Seen:
@@ -137,8 +140,8 @@ def build(
     temporary = folder / "unsplit.arrow"
     counts = Counts(read=0, skipped=0, empty=0, repeated=0, kept=0, by_source={}, held_out=0, leaked=0)
     digest, seen = hashlib.sha256(), _Seen()
-    hashes: list[np.ndarray] = []
-    codes: list[np.ndarray] = []
+    hashes, codes = [np.empty(0, np.uint64)], [np.empty(0, np.int32)]
+    as_json = json.JSONEncoder(ensure_ascii=False).encode
     code_of: dict[str, int] = {}
     with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_stream(sink, unsplit) as writer:
         left = limit
@@ -159,7 +162,7 @@ def build(
             codes.append(np.array([code_of.setdefault(row.source or "", len(code_of)) for row in kept], np.int32))
             columns = _columns(kept, labelled)
             for values in zip(*columns.values(), strict=True):
-                digest.update(json.dumps(values, ensure_ascii=False).encode() + b"\n")
+                digest.update(as_json(values).encode() + b"\n")
             writer.write_batch(pa.RecordBatch.from_pydict(columns, schema=unsplit))
             if left is not None:
                 left -= len(kept)
@@ -169,14 +172,13 @@ def build(
         texts = [text for text in (tidy(row.text) for row in batch) if text]
         counts["held_out"] += len(texts)
         counts["leaked"] += int(seen.has(hashes_of(texts)).sum())
-    del seen
     counts["skipped"] = skipped.total()
     counts["read"] += counts["skipped"]
-    all_codes = np.concatenate(codes) if codes else np.empty(0, np.int32)
-    counts["kept"] = len(all_codes)
-    counts["by_source"] = dict(zip(code_of, np.bincount(all_codes, minlength=len(code_of)).tolist(), strict=True))
-    side = sides(np.concatenate(hashes) if hashes else np.empty(0, np.uint64), all_codes)
-    _deal(folder, temporary, schema, side)
+    del seen
+    source = np.concatenate(codes)
+    counts["kept"] = len(source)
+    counts["by_source"] = dict(zip(code_of, np.bincount(source, minlength=len(code_of)).tolist(), strict=True))
+    _deal(folder, temporary, schema, sides(np.concatenate(hashes), source))
     temporary.unlink()
     return counts, digest.hexdigest()
 

@@ -14,9 +14,10 @@ import zlib
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from io import BufferedIOBase
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from workbench.errors import UserError
 
@@ -110,8 +111,8 @@ def _reading(path: Path) -> Generator[None]:
         raise UserError(f"{path} cannot be read: {error.strerror or error}; mend the path or its permissions.") from None
 
 
-def _open(path: Path) -> IO[bytes]:
-    return cast(IO[bytes], gzip.open(path)) if path.name.lower().endswith(".gz") else path.open("rb")
+def _open(path: Path) -> BufferedIOBase:
+    return gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb")
 
 
 def _broken(path: Path, offset: int) -> UserError:
@@ -168,8 +169,7 @@ def _read_text(path: Path, chunks: Iterator[str], skipped: Counter[str] | None) 
         return
     from tinystories.instructions import parse_records
 
-    lines = (line.removesuffix("\r") for line in _pieces(path, chunks, "\n", "a line break"))
-    for record in parse_records(lines, skipped):
+    for record in parse_records(_pieces(path, chunks, "\n", "a line break"), skipped):
         asked = record.instruction
         yield Row(record.story, None, tuple(asked.features), tuple(asked.words), asked.summary, asked.sentence)
 

@@ -141,6 +141,12 @@ class TestSides:
             text.casefold(): side for text, side in first.items()
         }
 
+    def test_stories_are_dealt_out_over_batches(self, tmp_path, load, monkeypatch):
+        stories = [(story(i), OWNERS[i % 2]) for i in range(300)]
+        first = load(write(tmp_path / "a.jsonl", stories))
+        monkeypatch.setattr(building, "BATCH", 7)
+        assert load(write(tmp_path / "b.jsonl", stories)).dataset.to_list() == first.dataset.to_list()
+
     def test_added_stories_move_only_those_between_the_old_and_new_borders(self, tmp_path, load):
         stories = [(story(i), OWNERS[i % 2]) for i in range(2000)]
         before = sides_of(load(write(tmp_path / "a.jsonl", stories)))
@@ -186,6 +192,22 @@ class TestCache:
         second = load(path)
         assert second.dataset.to_list() == first.dataset.to_list()
         assert (second.sha256, second.counts, second.name) == (first.sha256, first.counts, path)
+
+    def test_a_corpus_that_another_process_is_making_is_waited_for(self, tmp_path, load, monkeypatch):
+        path = write(tmp_path / "a.jsonl", [(story(i), "ann") for i in range(60)])
+        real = corpus.FileLock
+
+        class Late:
+            def __init__(self, file):
+                monkeypatch.setattr(corpus, "FileLock", real)
+                self.release = load(path).__len__  # while this one waits, the other is done
+                monkeypatch.setattr(corpus, "build", None)
+
+            def acquire(self):
+                pass
+
+        monkeypatch.setattr(corpus, "FileLock", Late)
+        assert len(load(path)) == 60
 
     def test_it_is_mapped_not_copied(self, tmp_path, load):
         found = load(write(tmp_path / "a.jsonl", [(story(i), "ann") for i in range(60)]))
@@ -235,7 +257,6 @@ class TestErrors:
 
 
 def test_instruct_labels_become_columns(tmp_path, load):
-    pytest.importorskip("tinystories.instructions")
     good = "Features: Dialogue\nWords: dog, run\nStory: Story {}.\nSummary: Short {}.\n<|endoftext|>\n"
     bad = "Features: Twist\nStory: \n<|endoftext|>\nlost\n<|endoftext|>\n"
     text = "".join(good.format(i, i) for i in range(3)) + bad + good.format(3, 3)
@@ -250,7 +271,6 @@ def test_instruct_labels_become_columns(tmp_path, load):
 
 
 def test_the_sample_described(load):
-    pytest.importorskip("tinystories.features")
     found = load("sample")
     assert [len(found.split(split)) for split in SPLITS] == [357, 21, 42]
     assert not found.labelled

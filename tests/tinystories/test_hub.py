@@ -101,6 +101,7 @@ def test_the_corpus_outlives_the_hubs_cache(hub_cache):
     before = load_corpus("roneneldan/TinyStories")
     (hub_cache / "hub").rename(hub_cache / "gone")
     assert load_corpus("roneneldan/TinyStories").sha256 == before.sha256
+    assert load_corpus("roneneldan/TinyStories", revision=COMMIT).sha256 == before.sha256
     with pytest.raises(UserError, match="not loaded"):
         load_corpus("roneneldan/TinyStories", revision="v2")
 
@@ -211,8 +212,8 @@ class TestFiles:
         assert touch("x/b.txt", "y/z/a.parquet", "README.md") == (["x/b.txt", "y/z/a.parquet"], [])
 
     def test_held_out_by_name(self, touch):
-        assert touch("V2-train.txt", "V2-valid.txt", "test_a.txt", "latest.txt") == (
-            ["V2-train.txt", "latest.txt"],
+        assert touch("V2-train.txt", "V2-valid.txt", "dev-of-train.txt", "test_a.txt", "latest.txt") == (
+            ["V2-train.txt", "dev-of-train.txt", "latest.txt"],
             ["V2-valid.txt", "test_a.txt"],
         )
 
@@ -236,6 +237,12 @@ class TestFiles:
         (tmp_path / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files: {path}\n---\n")
         with pytest.raises(UserError, match="outside its folder"):
             touch("a.txt")
+
+    @pytest.mark.parametrize("mark", ["config_name: default", "default: true"])
+    def test_the_default_configuration(self, tmp_path, touch, mark):
+        other = "config_name: other\n  data_files: a.txt"
+        (tmp_path / "README.md").write_text(f"---\nconfigs:\n- {other}\n- {mark}\n  data_files: [b.txt, c.*]\n---\n")
+        assert touch("a.txt", "b.txt", "c.jsonl", "data/d.txt") == (["b.txt", "c.jsonl"], [])
 
     def test_a_header_that_is_no_yaml(self, tmp_path, touch):
         (tmp_path / "README.md").write_text("---\nconfigs: [\n---\n")

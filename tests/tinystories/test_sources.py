@@ -131,6 +131,10 @@ def test_labels_that_come_late_are_not_lost_silently(tmp_path, monkeypatch):
     assert "line 3 has labels" in error(tmp_path / "a.jsonl", rows=rows)
 
 
+def test_a_byte_order_mark_is_no_json_error(tmp_path):
+    assert list(read_rows(write(tmp_path / "a.jsonl", text='\ufeff{"text": "a"}\n'))) == [Row("a")]
+
+
 def test_a_table_must_have_texts(tmp_path):
     assert "has no column 'text'; it has id, story" in error(tmp_path / "a.parquet", rows=[{"story": "a", "id": 1}])
     assert "'text' of type int64" in error(tmp_path / "b.parquet", rows=[{"text": 1}])
@@ -161,10 +165,6 @@ class TestInstruct:
 
     ROWS = [Row("It ran.\nIt sat.", None, ("Dialogue", "Twist"), ("dog", "run"), "A dog runs.", "It ran.")] * 2
     AFTER = "Features: Dialogue, Twist\nWords: dog, run\nSentence: It ran.\nStory: It ran.\nIt sat.\nSummary: A dog runs.\n"
-
-    @pytest.fixture(autouse=True)
-    def _parser(self):
-        pytest.importorskip("tinystories.instructions")
 
     @pytest.mark.parametrize("newline", ["\n", "\r\n"])
     def test_text(self, tmp_path, newline):
