@@ -214,5 +214,8 @@ def _sigmoid(x: Floats) -> Floats:
 def _quality(facts: dict[str, Any]) -> Quality:
     """From JSON, where null stands for NaN."""
     bins: list[dict[str, Any]] = [{k: math.nan if v is None else v for k, v in b.items()} for b in facts["calibration"]]
-    read = {name: Interval(**cast(dict[str, float], v)) if isinstance(v, dict) else v for name, v in facts.items()}
-    return Quality(**{**read, "calibration": tuple(Bin(**values) for values in bins)})
+    read: dict[str, Any] = {
+        name: Interval(**cast(dict[str, float], v)) if isinstance(v, dict) else v for name, v in facts.items()
+    }
+    read["calibration"] = tuple(Bin(**values) for values in bins)
+    return Quality(**read)
