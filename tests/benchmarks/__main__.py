@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.benchmarks.data import tokens_per_second
+from tests.benchmarks.generation import against_one_by_one
 from tests.benchmarks.leave_one_out import against_naive
 from tests.benchmarks.patching import against_one_at_a_time
 from tests.benchmarks.pruning import against_whole_passes
@@ -49,6 +50,9 @@ def rows(short: bool) -> Iterator[Row]:
         ratio = against_whole_passes(size, examples, 1 if short else 5)
         what = f"pruning curve in the last of {size.blocks} blocks, width {size.width}"
         yield what, f"{ratio:.1f}x whole passes", ">= 1.3x", ratio >= 1.3
+    ratio, ours, naive = against_one_by_one(1 if short else 8, 16 if short else 128)
+    said = f"{ratio:.0f}x one by one without a cache ({ours:.2f} against {naive:.1f} s)"
+    yield "greedy continuations of 32 prompts, 4 blocks, width 128", said, ">= 5x", ratio >= 5
     ratio = two_against_one(10 if short else 100, 1 if short else 5)
     yield "two workers of one thread", f"{ratio:.2f}x one of two threads", ">= 1.4x", ratio >= 1.4
     seconds = help_seconds(1 if short else 7)

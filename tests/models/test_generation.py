@@ -16,7 +16,7 @@ from workbench.models.spec import ModelSpec
 from workbench.protocols import compiled_weights, load_task
 
 VOCAB, CONTEXT = 50, 64
-SAMPLED = {"new_tokens": 20, "eos_id": None, "pad_id": 0}
+SAMPLED = {"new_tokens": 14, "eos_id": None, "pad_id": 0}
 
 
 @pytest.fixture(params=["gpt2", "llama"])
@@ -50,10 +50,10 @@ def same(a, b):
 
 def test_at_temperature_zero_it_writes_what_one_prompt_alone_without_a_cache_writes(model):
     texts = prompts()
-    expected = [greedy(model, prompt, 30) for prompt in texts]
+    expected = [greedy(model, prompt, 16) for prompt in texts]
     assert len({tuple(text.tolist()) for text in expected}) == len(texts)  # or a mix-up of rows could not be seen
     for batch_size in (1, 4, 64):
-        found = generate(model, texts, new_tokens=30, eos_id=None, pad_id=3, temperature=0, batch_size=batch_size)
+        found = generate(model, texts, new_tokens=16, eos_id=None, pad_id=3, temperature=0, batch_size=batch_size)
         assert same(found, expected)
 
 
@@ -64,7 +64,7 @@ def test_grouped_heads_are_cached_alike(make_grouped):
 
 
 def test_a_sample_depends_on_the_seed_and_the_place_of_its_prompt_and_not_on_the_batch(model):
-    texts = prompts(23)
+    texts = prompts(15)
     whole = generate(model, texts, **SAMPLED, seed=5)
     for batch_size in (1, 7):
         assert same(generate(model, texts, **SAMPLED, seed=5, batch_size=batch_size), whole)
@@ -89,7 +89,7 @@ def test_the_global_random_state_is_neither_used_nor_moved(model):
 
 @pytest.mark.parametrize(("temperature", "top_k"), [(1.0, None), (0.5, None), (2.0, 5), (1.0, VOCAB + 1)])
 def test_samples_follow_the_models_distribution(model, temperature, top_k):
-    n, prompt = 4000, torch.tensor([4, 8, 15])
+    n, prompt = 3000, torch.tensor([4, 8, 15])
     found = generate(
         model, [prompt] * n, new_tokens=1, eos_id=None, pad_id=0, temperature=temperature, top_k=top_k, batch_size=n
     )
@@ -114,13 +114,13 @@ def test_the_best_of_one_is_the_most_likely(model):
 
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
 def test_a_text_ends_before_its_first_end_token_and_others_go_on_as_they_would(model, temperature):
-    texts = prompts(23)
+    texts = prompts(15)
     endless = generate(model, texts, **SAMPLED, temperature=temperature)
     ids = torch.cat(endless)
     for eos in (int(ids.mode().values), int(endless[0][0])):
         expected = [text[: (text == eos).nonzero()[0, 0]] if (text == eos).any() else text for text in endless]
-        ended = sum(len(text) < 20 for text in expected)
-        assert 0 < ended < 23
+        ended = sum(len(text) < 14 for text in expected)
+        assert 0 < ended < 15
         for batch_size in (7, 64):
             settings = {**SAMPLED, "eos_id": eos, "temperature": temperature, "batch_size": batch_size}
             assert same(generate(model, texts, **settings), expected)
@@ -132,13 +132,13 @@ def test_progress_goes_up_by_one_jumps_over_what_need_not_run_and_ends_at_the_to
     told = []
     generate(model, prompts(5), **SAMPLED, batch_size=3, on_step=lambda done, total: told.append((done, total)))
     assert [done for done, _ in told if done] == sorted(done for done, _ in told)
-    assert {total for _, total in told} == {40}
-    assert {done for done, _ in told} == set(range(1, 41))
+    assert {total for _, total in told} == {28}
+    assert {done for done, _ in told} == set(range(1, 29))
     told.clear()
     text = torch.tensor([1, 2])
     first = int(generate(model, [text], **SAMPLED)[0][0])
     generate(model, [text], **{**SAMPLED, "eos_id": first}, on_step=lambda done, total: told.append((done, total)))
-    assert told == [(20, 20)]
+    assert told == [(14, 14)]
 
 
 def test_the_model_is_as_before(model):
@@ -171,7 +171,7 @@ def test_dropout_is_off():
     ("texts", "changed", "sentence"),
     [
         ([[1, 2], []], {}, "prompt 1 is empty"),
-        ([[1] * 45], {}, "prompt 0 has 45 tokens, and 20 new ones go beyond the model's context of 64; write at most 19"),
+        ([[1] * 51], {}, "prompt 0 has 51 tokens, and 14 new ones go beyond the model's context of 64; write at most 13"),
         ([[1], [2, 50]], {}, "prompt 1 has the token id 50, outside the model's vocabulary of 50"),
         ([[-1]], {}, "token id -1"),
         ([[1]], {"temperature": -0.5}, "the temperature is -0.5"),
@@ -189,7 +189,7 @@ def test_what_the_model_cannot_take_is_refused_in_a_sentence(model, texts, chang
 
 
 def test_the_whole_context_can_be_used(model):
-    assert len(generate(model, [torch.ones(44, dtype=torch.long)], **SAMPLED)[0]) == 20
+    assert len(generate(model, [torch.ones(50, dtype=torch.long)], **SAMPLED)[0]) == 14
     assert generate(model, [], **SAMPLED) == []
 
 

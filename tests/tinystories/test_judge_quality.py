@@ -1,6 +1,7 @@
 """Measures of a judge against counting by hand, scikit-learn and simulation."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -172,6 +173,18 @@ def test_a_judge_no_better_than_chance_bounds_nothing(rejections):
     assert (found.low, found.high) == (0, 1)
     hardly = corrected(110, 200, quality_of(6, 10, 5, 10))  # by its point estimate a little better
     assert (hardly.low, hardly.high) == (0, 1)
+    for positives in (0, 200):
+        found = corrected(positives, 200, quality_of(6, 10, 5, 10))
+        assert (found.low, found.high) == (0, 1)
+
+
+@pytest.mark.parametrize("positives", [0, 200])
+def test_the_corrected_rate_lies_in_its_interval_also_at_the_ends(positives):
+    many = 10**9
+    judge = replace(quality_of(10, 10, 10, 10), positives=many, true_positives=many, negatives=many, true_negatives=many)
+    found = corrected(positives, 200, judge)
+    assert found.low <= found.value == positives / 200 <= found.high
+    assert 0.005 < found.high - found.low < 0.03
 
 
 def test_one_class_alone_and_texts_without_a_judgement_are_refused():
