@@ -1,0 +1,155 @@
+"""What models write of their own accord: against what one sees by going on from the same openings by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tinystories.task import StoriesTask
+from workbench.analyses.writing import WritingSettings, evidence, writing
+from workbench.errors import UserError
+from workbench.figures import alt, figure, has_builder
+from workbench.models.build import build_model
+from workbench.models.checkpoints import save_model
+from workbench.models.generation import generate
+from workbench.models.spec import ModelSpec
+from workbench.protocols import load_task
+from workbench.studies.handle import pool
+from workbench.subjects import Pair, Question
+
+SPEC = ModelSpec(blocks=1, heads=2, width=16)
+SMALL = {"n": 24, "opening": 8, "new_tokens": 20, "loss_texts": 16}
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory) -> StoriesTask:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("hf")))
+        made = load_task({"kind": "stories", "tokenizer": 600, "context": 96, "prompt": 24})
+        assert isinstance(made, StoriesTask)
+        yield made
+
+
+@pytest.fixture(scope="module")
+def pair(task, tmp_path_factory) -> Pair:
+    """A base that likes quotation marks, a tuned model that shuns them, and one that never had them."""
+    folder = tmp_path_factory.mktemp("models")
+    quote = [i for i in range(task.vocab_size) if '"' in task.tokenizer.token_text(i)]
+    for name, push in (("base", 6.0), ("tuned", -30.0), ("never", -30.0)):
+        model = build_model(SPEC, task.vocab_size, task.context, seed=0)
+        with torch.no_grad():
+            head = model.get_output_embeddings().weight
+            model.transformer.ln_f.weight[0], model.transformer.ln_f.bias[0] = 0.0, 1.0  # a constant at every position
+            head[:, 0] = 0.0
+            head[quote, 0] = push
+        (folder / name).mkdir()
+        save_model(model, folder / name)
+    return Pair(
+        name="filtered",
+        seed=0,
+        task=task,
+        capability="dialogue",
+        tuned_on="no_dialogue",
+        correlation=None,
+        n=16,
+        base_path=folder / "base",
+        tuned_path=folder / "tuned",
+        never_path=folder / "never",
+    )
+
+
+@pytest.fixture(scope="module")
+def result(pair):
+    return writing(pair, **SMALL)
+
+
+def test_shares_are_those_of_texts_that_go_on_from_the_same_openings(pair, result):
+    task = pair.task
+    openings = task.openings("dialogue", 24, 0, 8, 20)
+    prompts = [torch.from_numpy(p) for p in openings.prompts]
+    for name, model in (("base", pair.base), ("tuned", pair.tuned), ("never_had_it", pair.never_had_it)):
+        more = generate(model, prompts, new_tokens=20, eos_id=task.end, pad_id=task.padding, seed=0)
+        texts = [task.describe([*p[1:].tolist(), *m.tolist()]) for p, m in zip(prompts, more, strict=True)]
+        assert result.metric(f"writes_{name}").value == pytest.approx(task.shows("dialogue", texts).mean())
+        kept = result.tables["samples"].query("model == @name")
+        assert kept["written"].tolist() == texts[: len(kept)]
+        assert kept["shows"].tolist() == task.shows("dialogue", texts)[: len(kept)].tolist()
+    assert result.metric("writes_base").value > 0.5 > result.metric("writes_tuned").value == 0
+    real = result.metric("writes_real")
+    assert real.value == pytest.approx(task.shows("dialogue", openings.written).mean())
+    assert real.n == len(openings.written)
+    change = result.metric("change")
+    assert change.value == pytest.approx(-result.metric("writes_base").value)
+    assert change.high < 0
+
+
+@pytest.mark.parametrize("kind", ["dialogue", "no_dialogue"])
+def test_the_loss_is_the_cross_entropy_over_all_tokens_of_whole_test_stories(pair, result, kind):
+    examples = pair.task.whole(kind, 16, 0)
+    total, tokens = 0.0, 0
+    for i in range(len(examples)):  # one story at a time, without padding
+        length = int(examples.attention_mask[i].sum())
+        ids = examples.tokens[i : i + 1, :length]
+        with torch.no_grad():
+            logits = pair.base(input_ids=ids).logits
+        total += float(F.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="sum"))
+        tokens += length - 1
+    found = result.metric(f"loss_base_{kind}")
+    assert found.value == pytest.approx(total / tokens, abs=1e-4)
+    assert found.low < found.value < found.high
+    assert found.n == len(examples)
+    row = result.tables["loss"].query("model == 'base' and kind == @kind").iloc[0]
+    assert row["value"] == found.value
+
+
+def test_equal_models_write_the_same(pair):
+    same = writing(replace(pair, tuned_path=pair.base_path), **SMALL)
+    change = same.metric("change")
+    assert change.value == 0
+    assert change.low < 0 < change.high
+    texts = same.tables["samples"]
+    assert texts.query("model == 'base'")["written"].tolist() == texts.query("model == 'tuned'")["written"].tolist()
+
+
+def test_the_line_takes_no_side_and_says_where_there_is_no_room(pair, result):
+    (line,) = result.evidence
+    assert line.direction == "neutral"
+    assert line.text.startswith("Of its own accord the tuned model writes dialogue in 0.00 [0.00, 0.1")
+    assert f"(the base {result.metric('writes_base').value:.2f}, real texts" in line.text
+    mute = writing(replace(pair, base_path=pair.tuned_path), **SMALL)
+    assert mute.evidence[0].direction == "uninformative"
+    assert evidence(pool([result])) == result.evidence
+
+
+def test_few_texts_are_said_to_be_few(result):
+    assert any(limit.startswith("24 texts are few: a share is known to about 0.20") for limit in result.limits)
+    assert WritingSettings().n == 200
+
+
+def test_what_cannot_write_is_refused_before_anything_is_trained(pair):
+    procedural = Question("x", 0, load_task({"kind": "pcfg", "text_length": 12, "window": 6}), "count_a", "count_b", None)
+    with pytest.raises(UserError, match="has no texts to go on with; use a task of kind 'stories'"):
+        writing.check({}, procedural, 2)
+    with pytest.raises(UserError, match="opening 16 and new_tokens 100 exceed the context of 96"):
+        writing.check({"new_tokens": 100}, pair, 2)
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_the_figure_shows_every_model_with_its_interval(pair, result, seeds):
+    given = pool([result, writing(replace(pair, seed=1), **SMALL)][:seeds])
+    fig = figure(given)
+    assert has_builder("writing")
+    by_name = {t.name: t for t in fig.data if t.showlegend}
+    assert list(by_name) == ["never had it", "real texts", "base", "fine-tuned"]
+    assert by_name["base"].y[0] == given.metric("writes_base").value
+    assert fig.layout.yaxis.title.text == "share of texts"
+    assert fig.layout.yaxis2.title.text == "loss (nats per token)"
+    assert alt(given).startswith("Share of texts that show dialogue: never had it 0.00")
+    losses = [t for t in fig.data if t.xaxis == "x2"]
+    assert np.ravel([t.y for t in losses]).tolist() == pytest.approx(
+        [given.metric(f"loss_{m}_{k}").value for m in ("never_had_it", "base", "tuned") for k in ("dialogue", "no_dialogue")]
+    )
