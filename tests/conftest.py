@@ -1,8 +1,8 @@
-"""What several test folders share: one thread, and examples of random tokens."""
+"""What several test folders share: one thread, a cache of stories of their own, and examples of random tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -13,6 +13,14 @@ from workbench.examples import Examples
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing is left in the user's cache of data sets, and nothing of it is found."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("hf")))
+        yield
 
 
 def _random_examples(

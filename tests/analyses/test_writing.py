@@ -26,12 +26,10 @@ SMALL = {"n": 24, "opening": 8, "new_tokens": 20, "loss_texts": 16}
 
 
 @pytest.fixture(scope="module")
-def task(tmp_path_factory) -> StoriesTask:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("hf")))
-        made = load_task({"kind": "stories", "tokenizer": 600, "context": 96, "prompt": 24})
-        assert isinstance(made, StoriesTask)
-        yield made
+def task() -> StoriesTask:
+    made = load_task({"kind": "stories", "tokenizer": 600, "context": 96, "prompt": 24})
+    assert isinstance(made, StoriesTask)
+    return made
 
 
 @pytest.fixture(scope="module")

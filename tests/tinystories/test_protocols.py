@@ -19,12 +19,10 @@ KINDS = {
 
 
 @pytest.fixture(scope="module")
-def task(tmp_path_factory) -> StoriesTask:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("hf")))
-        made = load_task({"kind": "stories", "tokenizer": 600, "context": 64, "prompt": 24})
-        assert isinstance(made, StoriesTask)
-        yield made
+def task() -> StoriesTask:
+    made = load_task({"kind": "stories", "tokenizer": 600, "context": 64, "prompt": 24})
+    assert isinstance(made, StoriesTask)
+    return made
 
 
 @pytest.fixture(params=KINDS)
