@@ -32,6 +32,8 @@ FEATURES = {"dialogue": "Dialogue"}
 """Capabilities that have stories of their own, and the rule (`tinystories.features.RULES`) that says which."""
 QUOTES = frozenset('"“”')
 """No opening that a model goes on from may have begun to speak."""
+VERSION = 1
+"""Of the rules and tokenizers behind what is kept beside a corpus; another number, and it is made anew."""
 WITHOUT = "no_"
 """`no_dialogue`: the stories without it."""
 
@@ -95,12 +97,13 @@ class StoriesTask:
         if isinstance(wanted, str):
             return load_tokenizer(wanted)
         folder = self._kept / f"tokenizer-{wanted}"
-        return load_tokenizer(folder) if folder.exists() else train_bpe(self.corpus.texts("train"), wanted, folder)
+        whole = (folder / "tokenizer.json").is_file()  # written last; two processes at once write the same bytes
+        return load_tokenizer(folder) if whole else train_bpe(self.corpus.texts("train"), wanted, folder)
 
     @property
     def _kept(self) -> Path:
         """Where what is made of the corpus once is kept."""
-        folder = home() / "revival" / "made" / self.corpus.sha256[:16]
+        folder = home() / "revival" / "made" / f"{self.corpus.sha256[:16]}-{VERSION}"
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
