@@ -180,7 +180,7 @@ def _mean(parts: Sequence[Interval], weights: Sequence[float]) -> Interval:
     return Interval(value, value - below, value + above)
 
 
-def _within(p: Floats, truth: NDArray[np.bool_], sources: NDArray[np.str_]) -> Interval | None:
+def _within(p: Floats, truth: NDArray[np.bool_], sources: np.ndarray) -> Interval | None:
     parts: list[Interval] = []
     pairs: list[int] = []
     for source in np.unique(sources):

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -34,6 +34,7 @@ ENOUGH = 200
 """Texts from which on a rate is known to about 7 points."""
 
 
+@runtime_checkable
 class Judge(Protocol):
     """What gives texts a probability of having a feature."""
 

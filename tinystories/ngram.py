@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 
 from workbench.errors import UserError
 
-Story = Int[np.ndarray, " t"]
+Story = Int[np.ndarray, " _"]
 
 
 @dataclass(frozen=True)
@@ -81,14 +81,14 @@ class KneserNey:
                 _Order(
                     keys=keys[k],
                     counts=counts,
-                    total=np.bincount(context, counts, minlength=contexts),
+                    total=np.bincount(context, counts, minlength=contexts).astype(np.float64),
                     distinct=np.bincount(context, counts > 0, minlength=contexts).astype(np.float64),
                     discount=ones / (ones + 2 * twos) if ones else 0.5,
                 )
             )
         return cls(vocab_size, tuple(orders))
 
-    def log_probability(self, story: Story) -> Float[np.ndarray, " t-1"]:
+    def log_probability(self, story: Int[np.ndarray, " t"]) -> Float[np.ndarray, " t-1"]:
         """Nats, of every token after the first given those before it."""
         tokens, age = _end_to_end([story])
         gram, p = np.zeros(len(tokens), dtype=np.int64), np.full(len(tokens), 1 / self.vocab_size)
