@@ -212,7 +212,8 @@ def alone(model, tokens, mask):
     for row, ids in enumerate(tokens):
         columns = torch.arange(len(ids)) if mask is None else mask[row].nonzero()[:, 0]
         with torch.no_grad():
-            yield row, columns, model(input_ids=ids[columns][None]).logits[0].double().log_softmax(-1)
+            found = model(input_ids=ids[columns][None]).logits[0].double().log_softmax(-1)
+        yield row, columns, found
 
 
 @pytest.mark.parametrize("padding", MASKS)
