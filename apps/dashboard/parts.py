@@ -96,7 +96,7 @@ def verdict_card(study: str, verdict: Verdict, link: str | None = None) -> None:
         rest = [line for line in found if line.analysis not in card.LINES]
         st.markdown(evidence_table([line for line in found if line not in rest]))
         if rest:
-            with st.expander(f"{len(rest)} more lines", icon=":material/more_horiz:"):
+            with st.expander(f"{len(rest)} more line{'s' if len(rest) > 1 else ''}", icon=":material/more_horiz:"):
                 st.markdown(evidence_table(rest))
         with st.expander("What each line says", icon=":material/balance:"):
             said = [f"- **{plain(line.title)}**: {plain(line.evidence.text)}" for line in found if line.evidence]
