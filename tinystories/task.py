@@ -190,7 +190,7 @@ class StoriesTask:
         """Beginnings of test stories of every kind, BOS first, none of which shows the feature yet; once more where they run out.
 
         Raises:
-            UserError: a capability without stories of its own, or too few test stories.
+            UserError: a capability without stories of its own, or no test story that is so long.
         """
         rule = self._rule(capability)
         stories, code = self.corpus.split("test"), self.tokenizer
@@ -251,10 +251,6 @@ def _save(file: Path, values: np.ndarray) -> None:
     half = file.with_name(f"{file.name}.{os.getpid()}.npy")
     np.save(half, values)
     half.replace(file)
-
-
-Places = Callable[[str, Sequence[tuple[int, int]]], Sequence[int]]
-"""`(text, character spans of its tokens) -> tokens that may be answers`."""
 
 
 def _opening(text: str, spans: Sequence[tuple[int, int]]) -> list[int]:

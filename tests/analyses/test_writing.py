@@ -152,3 +152,10 @@ def test_the_figure_shows_every_model_with_its_interval(pair, result, seeds):
     assert np.ravel([t.y for t in losses]).tolist() == pytest.approx(
         [given.metric(f"loss_{m}_{k}").value for m in ("never_had_it", "base", "tuned") for k in ("dialogue", "no_dialogue")]
     )
+
+
+def test_openings_that_return_are_said_to_return(pair, result):
+    assert not any("go on from" in limit for limit in result.limits)
+    repeated = writing(pair, **{**SMALL, "n": 60})
+    distinct = len(pair.task.openings("dialogue", 60, 0, 8, 20).written)
+    assert any(limit.startswith(f"60 texts go on from {distinct} openings") for limit in repeated.limits)

@@ -178,3 +178,12 @@ def test_labels_are_read_off_the_text_once(task, monkeypatch):
     monkeypatch.setattr("tinystories.task.RULES", {})
     kept = np.sort(np.concatenate([task.having("train", "dialogue"), task.having("train", "no_dialogue")]))
     assert np.array_equal(kept, np.arange(len(task.corpus.split("train"))))
+
+
+def test_every_place_with_a_whole_prompt_before_it_is_used(task):
+    """Counted story by story: BOS stands before the first token, and a place needs as many tokens before it as a prompt has."""
+    lengths = [len(task.tokenizer.encode(t)) + 1 for t in task.corpus.texts("test") if not RULES["Dialogue"].of(t)]
+    places = sum(max(0, length - task.settings.prompt) for length in lengths)
+    assert len(task.capability("no_dialogue").examples(places, 0)) == places
+    with pytest.raises(UserError, match=f"have {places} places"):
+        task.capability("no_dialogue").examples(places + 1, 0)

@@ -99,6 +99,13 @@ def writing(pair: Pair, settings: WritingSettings) -> Result:
         for name, of in texts.items()
         for i in range(min(SHOWN, len(of)))
     ]
+    again = (
+        (
+            f"{settings.n} texts go on from {len(openings.written)} openings, so that the intervals leave out how openings differ.",
+        )
+        if len(openings.written) < settings.n
+        else ()
+    )
     few = (
         (f"{settings.n} texts are few: a share is known to about {1 / np.sqrt(settings.n):.2f}.",)
         if settings.n < ENOUGH
@@ -118,6 +125,7 @@ def writing(pair: Pair, settings: WritingSettings) -> Result:
         limits=(
             f"Judged by {task.judged_by(pt)}.",
             "What a model no longer writes of its own accord it may still write when asked: revival tells.",
+            *again,
             *few,
         ),
         provenance={"capability": pt, "tuned_on": pair.tuned_on},
