@@ -71,6 +71,8 @@ class StoriesTask:
 
     settings: StoriesSettings
     corpus: Corpus
+    determined = False
+    """A story may go on in many ways: the best score at a place is not 1."""
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> StoriesTask:

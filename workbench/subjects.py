@@ -97,6 +97,11 @@ class Question:
         return name(label, code) if name else str(code)
 
     @property
+    def determined(self) -> bool:
+        """Whether a prompt determines its answer, so that a perfect model scores 1; a task of real texts says False."""
+        return bool(getattr(self.task, "determined", True))
+
+    @property
     def others(self) -> tuple[str, ...]:
         """One capability of every other family: what fine-tuning should have left alone."""
         touched = {self.task.family(self.capability), self.task.family(self.tuned_on)}

@@ -25,7 +25,7 @@ ERASED = 0.8
 ROOM = 0.10
 """A line whose base and control are closer than this cannot show anything and is uninformative."""
 REVIVED_AT = 0.95
-"""Accuracy that counts as revived."""
+"""Accuracy that counts as revived; where a prompt does not determine its answer, this share of the base's accuracy."""
 RECOVERED = 0.25
 """Share of the lost accuracy above chance that a few removed neurons must bring back before it counts as a hidden ability."""
 KEPT = 0.8
@@ -63,11 +63,12 @@ def judge_kept(results: Mapping[str, Result], capability: str) -> tuple[Class, s
     behaviour = results["behaviour"]
     base, tuned, chance = (behaviour.metric(name) for name in ("base_pt", "tuned_pt", "chance_pt"))
     was = f"accuracy on {capability} {_went(base, tuned, chance)}"
+    bar = has_it(chance.value, ceiling_of(behaviour, "pt"))
     change = behaviour.metric("change_pt")  # measured on the same texts, so narrower than the two intervals apart
     drop = _Interval(-change.high, -change.low)
     if drop.low >= -UNTOUCHED and drop.high <= UNTOUCHED:
-        return "untouched", f"{was}, within {UNTOUCHED} of the base{_without(base, chance)}."
-    if base.low < has_it(chance.value):
+        return "untouched", f"{was}, within {UNTOUCHED} of the base{_without(base, bar)}."
+    if base.low < bar:
         return "inconclusive", f"the base does not have the ability for sure: {was}."
     if drop.low <= UNTOUCHED <= drop.high or drop.low <= -UNTOUCHED <= drop.high:
         return "inconclusive", f"{was}: the interval of the change crosses {UNTOUCHED}."
@@ -76,7 +77,7 @@ def judge_kept(results: Mapping[str, Result], capability: str) -> tuple[Class, s
     if "revival" not in results:
         return "inconclusive", f"{was}, but no reverse fine-tuning with a model that never had it was run."
     never = next((m for m in behaviour.headline if m.metric == "never_pt"), None)
-    if never is not None and never.high >= has_it(chance.value):
+    if never is not None and never.high >= bar:
         return "inconclusive", f"{was}, but the model that never had it scores {never.value:.2f} and is no control."
     found = judge_revival(results["revival"])
     against = _contradiction(found.verdict, results, capability)
@@ -91,16 +92,18 @@ def judge_trained(results: Mapping[str, Result], capability: str) -> tuple[Class
         return "inconclusive", "behaviour was not measured."
     behaviour = results["behaviour"]
     base, tuned, chance = (behaviour.metric(name) for name in ("start_ft", "tuned_ft", "chance_ft"))
-    was = f"accuracy on {capability} where the shortcut fails {_went(base, tuned, chance)}"
-    bar = has_it(chance.value)
+    shortcut = next((m for m in behaviour.headline if m.metric == "tuned_ft_correlated"), None)
+    where = "" if shortcut is None else " where the shortcut fails"
+    was = f"accuracy on {capability}{where} {_went(base, tuned, chance)}"
+    bar = has_it(chance.value, ceiling_of(behaviour, "ft"))
     if base.high < bar <= tuned.low:
         return "learned", f"{was}."
     drop = _difference(base, tuned)
     if drop.low >= -UNTOUCHED and drop.high <= UNTOUCHED:
-        return "untouched", f"{was}, within {UNTOUCHED} of the base{_without(base, chance)}."
+        return "untouched", f"{was}, within {UNTOUCHED} of the base{_without(base, bar)}."
     if base.high < bar and tuned.high < bar:
-        shortcut = next((m.value for m in behaviour.headline if m.metric == "tuned_ft_correlated"), 0.0)
-        rest = f"; it answers {shortcut:.2f} right where the shortcut holds" if shortcut >= bar else ""
+        found = 0.0 if shortcut is None else shortcut.value
+        rest = f"; it answers {found:.2f} right where the shortcut holds" if found >= bar else ""
         return "inconclusive", f"neither model has the ability: {was}{rest}."
     return "inconclusive", f"{was}: an interval crosses {bar:.2f}, or the loss was not followed by reverse fine-tuning."
 
@@ -109,13 +112,25 @@ def _went(before: Metric, after: Metric, chance: Metric) -> str:
     return f"went from {before.value:.2f} to {after.value:.2f} (without the ability up to {chance.value:.2f})"
 
 
-def _without(base: Metric, chance: Metric) -> str:
-    return "" if base.low >= has_it(chance.value) else ", which does not have it for sure either"
+def _without(base: Metric, bar: float) -> str:
+    return "" if base.low >= bar else ", which does not have it for sure either"
 
 
-def has_it(chance: float) -> float:
-    """The accuracy from which a model has an ability: `HAS_IT` of the way from chance to a perfect score."""
-    return chance + HAS_IT * (1 - chance)
+def ceiling_of(behaviour: Result, role: str) -> float:
+    """The best score that there is to have: 1, or what `behaviour` says where prompts do not determine their answers."""
+    return next((m.value for m in behaviour.headline if m.metric == f"ceiling_{role}"), 1.0)
+
+
+def has_it(chance: float, ceiling: float = 1.0) -> float:
+    """The accuracy from which a model has an ability: `HAS_IT` of the way from chance to the best score that there is."""
+    return chance + HAS_IT * (ceiling - chance)
+
+
+def goal_of(revival: Result) -> tuple[float, str]:
+    """The accuracy that counts as revived, and the words for it."""
+    found = next((m.value for m in revival.headline if m.metric == "goal"), None)
+    said = f"{100 * REVIVED_AT:g} %"
+    return (REVIVED_AT, said) if found is None else (found, f"{said} of the base's {found / REVIVED_AT:.2f}")
 
 
 @dataclass(frozen=True)
@@ -157,14 +172,14 @@ def judge_revival(revival: Result) -> Revival:
 
     if "ratio" not in found:
         return nothing("the ratio to the model that never had it was not measured")
-    ratio = found["ratio"]
+    ratio, (goal, said) = found["ratio"], goal_of(revival)
     for arm, why in (("revived", "there is next to nothing to revive"), ("never_had_it", "it is no control")):
         start = found.get(f"start_{arm}")
-        if start is not None and start.value > REVIVED_AT - ROOM:
+        if start is not None and start.value > goal - ROOM:
             who = "the tuned model" if arm == "revived" else "the model that never had it"
             return nothing(f"{who} starts at {start.value:.2f}: {why}", start)
     if ratio.bound == "undefined" or not math.isfinite(ratio.value):
-        return nothing(f"neither the tuned model nor the one that never had it surely reaches {REVIVED_AT:.0%}", ratio)
+        return nothing(f"neither the tuned model nor the one that never had it surely reaches {said}", ratio)
     sign = {"exact": "", "upper": "at most ", "lower": "at least "}[ratio.bound]
     how = f"reverse fine-tuning takes {sign}{ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}] of the steps of a model that never had it"
     if ratio.high <= MASKED and ratio.bound != "lower":

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from workbench.analyses import revival
 from workbench.analyses.revival import evidence
 from workbench.errors import UserError
+from workbench.figures import figure
 from workbench.replicates import combine_results
 from workbench.results import Result
 
@@ -218,7 +220,7 @@ def test_seeds_pool_on_the_log_scale(make_pair, arm):
     assert curve["seeds"].tolist() == [2] * 5
     (line,) = evidence(pooled)
     assert line.direction == "masked"
-    assert "Steps to 95% on look_a: 8 for the tuned model, 40 for one that never had it" in line.text
+    assert "Steps to 95 % on look_a: 8 for the tuned model, 40 for one that never had it" in line.text
 
 
 @pytest.mark.parametrize(
@@ -239,3 +241,40 @@ def test_evidence_takes_the_whole_interval(made_up, ratio, direction):
     (line,) = evidence(result)
     assert line.direction == direction
     assert np.isfinite(line.value)
+
+
+class TestWherePromptsDoNotDetermineTheirAnswers:
+    """The goal is 95 % of what the base does on the same texts, and the interval says so."""
+
+    @pytest.fixture
+    def relative(self, make_pair, monkeypatch):
+        def make(base, **arms):
+            pair = make_pair(arms=arms, n=64)
+            monkeypatch.setattr(type(pair.task), "determined", False, raising=False)
+            right = np.arange(1000) < base * 1000
+            monkeypatch.setattr(
+                sys.modules["workbench.analyses.revival"], "correct_answers", lambda model, examples: right.astype(float)
+            )
+            return revival(pair)
+
+        return make
+
+    def test_the_goal_is_relative_to_the_base(self, relative, arm):
+        # 95 % of .8 is .76, which stands exactly at step 10
+        result = relative(0.8, revived=arm(0.2, 0.5, 0.76, 0.8, 0.8), never_had_it=arm(0.2, 0.2, 0.2, 0.3, 0.76, 0.8))
+        assert result.metric("goal").value == pytest.approx(0.76)
+        assert result.metric("steps_revived").value == pytest.approx(10)
+        assert result.metric("steps_never_had_it").value == pytest.approx(40)
+        assert result.evidence[0].direction == "masked"
+        assert "Steps to 95 % of the base's 0.80 on look_a: 10 for the tuned model" in result.evidence[0].text
+        assert any("95 % of the base's own accuracy" in limit for limit in result.limits)
+        drawn = figure(result)
+        assert any(
+            a.text == "95 % of the base's 0.80: counts as revived" and a.y == pytest.approx(0.76)
+            for a in drawn.layout.annotations
+        )
+
+    def test_a_start_that_is_near_the_goal_leaves_nothing_to_revive(self, relative, arm):
+        result = relative(0.8, revived=arm(0.7, 0.76, 0.8, 0.8), never_had_it=arm(0.2, 0.2, 0.2, 0.76, 0.8))
+        assert result.evidence[0].direction == "uninformative"
+        assert "starts at 0.70: there is next to nothing to revive" in result.evidence[0].text

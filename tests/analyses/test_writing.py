@@ -159,3 +159,37 @@ def test_openings_that_return_are_said_to_return(pair, result):
     repeated = writing(pair, **{**SMALL, "n": 60})
     distinct = len(pair.task.openings("dialogue", 60, 0, 8, 20).written)
     assert any(limit.startswith(f"60 texts go on from {distinct} openings") for limit in repeated.limits)
+
+
+def test_every_judge_counts_every_models_texts(pair, result):
+    judges = result.tables["judges"]
+    assert set(judges["model"]) == {"real", "base", "tuned", "never_had_it"}
+    rule = judges[judges["judge"] == "rule"].set_index("model")["value"]
+    assert rule.to_dict() == pytest.approx(result.table.set_index("model")["value"].to_dict())
+    grams = judges[judges["judge"] == "n-gram regression"]
+    assert len(grams) == 4
+    assert grams["trust"].str.contains("AUROC").all()
+
+
+class TestWhenAsked:
+    @pytest.fixture(scope="class")
+    def asked(self, task, pair):
+        wide = StoriesTask(task.settings.model_copy(update={"context": 160}), task.corpus)
+        models = {name: build_model(SPEC, wide.vocab_size, 160, seed=i) for i, name in enumerate(("base", "tuned"))}
+        for name, model in models.items():
+            (pair.base_path.parent / f"wide-{name}").mkdir(exist_ok=True)
+            save_model(model, pair.base_path.parent / f"wide-{name}")
+        where = pair.base_path.parent
+        made = replace(pair, task=wide, capability="asked_dialogue", tuned_on="asked_no_dialogue", never_path=None)
+        return replace(made, base_path=where / "wide-base", tuned_path=where / "wide-tuned")
+
+    def test_the_instruction_is_no_part_of_the_text(self, asked):
+        found = writing(asked, **{**SMALL, "opening": 0})
+        for text in found.tables["samples"]["written"]:
+            assert "Story:" not in text
+            assert "Features:" not in text
+
+    def test_there_is_a_loss_where_it_is_asked_for_and_does_not_come(self, asked):
+        found = writing(asked, **{**SMALL, "opening": 0})
+        kinds = {m.metric.removeprefix("loss_base_") for m in found.headline if m.metric.startswith("loss_base_")}
+        assert kinds == {"asked_dialogue", "asked_no_dialogue", "adversarial_dialogue"}

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal, cast
 
-import numpy as np
 import pandas as pd
 from pydantic import Field
 
+from workbench.analyses._checkpoints import checkpoints
 from workbench.analysis import Analysis, Settings, analysis
 from workbench.errors import UserError
 from workbench.registry import analyses
 from workbench.results import Evidence, Result
-from workbench.run_records import Checkpoint
 from workbench.subjects import Pair, Question, Trajectory
-from workbench.training.schedule import evaluation_grid
 
 Training = Literal["finetune", "revived", "never_had_it", "scratch", "irrelevant"]
 ENDS = ("first", "last")
@@ -64,7 +61,7 @@ def along(pair: Pair, settings: AlongSettings) -> Result:
     inner = _inner(settings)
     rows: list[dict[str, Any]] = []
     found: list[Result] = []
-    chosen = checkpoints(_training(pair, settings.of), settings)
+    chosen = checkpoints(_training(pair, settings.of), settings.points, settings.steps, "along")
     for checkpoint in chosen:
         result = inner(replace(pair, tuned_path=checkpoint.path), **settings.settings)
         found.append(result)
@@ -96,30 +93,6 @@ def _training(pair: Pair, of: Training) -> Trajectory:
         has = f"it has {', '.join(there)}" if there else "its models come without the trainings that made them"
         raise UserError(f"along: pair {pair.name!r} has no training {of!r}; {has}.")
     return found
-
-
-def checkpoints(training: Trajectory, settings: AlongSettings) -> Sequence[Checkpoint]:
-    """The checkpoints to look at, in order.
-
-    They are chosen from the planned grid, not from what was kept, so that seeds that stopped early share the others' steps.
-
-    Raises:
-        UserError: fewer than two are there, or a step that was asked for is not.
-    """
-    run = training.run
-    kept = {c.step: c for c in run.checkpoints}
-    if len(kept) < 2:
-        raise UserError(
-            f"along: {run.stage} kept {len(kept)} checkpoint; run the study with evaluation.keep = all, under another name or store."
-        )
-    if settings.steps:
-        missing = [step for step in settings.steps if step not in kept]
-        if missing:
-            raise UserError(f"along: {run.stage} has no checkpoint at step {missing[0]}; it has {', '.join(map(str, kept))}.")
-        return [kept[step] for step in sorted(set(settings.steps))]
-    grid = evaluation_grid(int(run.spec["training"]["steps"]))
-    wanted = {grid[i] for i in np.linspace(0, len(grid) - 1, min(settings.points, len(grid))).round().astype(int)}
-    return [c for step, c in kept.items() if step in wanted or step == max(kept)]
 
 
 def evidence(result: Result) -> tuple[Evidence, ...]:

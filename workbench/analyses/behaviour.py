@@ -33,7 +33,7 @@ from workbench.models.anatomy import anatomy, blocks
 from workbench.results import Direction, Evidence, Metric, Result
 from workbench.statistics import bootstrap_mean
 from workbench.subjects import Pair
-from workbench.verdict import ROOM, UNTOUCHED, has_it
+from workbench.verdict import ROOM, UNTOUCHED, ceiling_of, has_it
 
 NORM, RELATIVE = "Frobenius norm", "share of the base's norm"
 
@@ -152,6 +152,9 @@ def _headline(
         at_share = chance["share"].isna() if math.isnan(share) else chance["share"] == share
         known = chance.loc[(chance["capability"] == capability) & at_share, "value"]
         out.append(certain(name, float(known.max()) if len(known) else 0.0, n, "accuracy"))
+    if not pair.determined:  # the best score that there is to have is not 1
+        best = max(float(correct[name, ft, ft_share].mean()) for name in (start, "tuned"))
+        out += [certain("ceiling_pt", float(before.mean()), n, "accuracy"), certain("ceiling_ft", best, n, "accuracy")]
     if pair.others:
         changes = [correct["tuned", c, shares(pair, c)[0]] - correct[start, c, shares(pair, c)[0]] for c in pair.others]
         drawn = [bootstrap_mean(d, DRAWS, other_texts(seed, c)) for c, d in zip(pair.others, changes, strict=True)]
@@ -220,7 +223,11 @@ def evidence(result: Result) -> tuple[Evidence, ...]:
         lost = line("change_pt", "uninformative", pt, f"{story}; the base hardly has it, so there is nothing to lose.")
     elif max(abs(change.low), abs(change.high)) <= UNTOUCHED:
         lost = line("change_pt", "untouched", pt, f"{story}; unchanged within {UNTOUCHED}.")
-    elif change.high < -UNTOUCHED and begun is not None and begun.high < has_it(chance):
+    elif (
+        change.high < -UNTOUCHED
+        and begun is not None
+        and begun.high < has_it(chance, found["ceiling_pt"].value if "ceiling_pt" in found else 1.0)
+    ):
         lost = line("change_pt", "neutral", pt, f"{story}; it was not there when fine-tuning started.")
     elif change.high < -UNTOUCHED:
         lost = line("change_pt", "neutral", pt, f"{story}; lost in behaviour, which does not tell hidden from gone.")
@@ -231,9 +238,10 @@ def evidence(result: Result) -> tuple[Evidence, ...]:
 
     before, after, floor = found["start_ft"], found["tuned_ft"], found["chance_ft"].value
     shortcut = found.get("tuned_ft_correlated")
-    level = has_it(floor)
-    told = f"{ft}: {before.value:.2f} before, {after.value:.2f} after where the shortcut fails (without the ability up to {floor:.2f})"
-    if 1 - floor < ROOM:
+    best = ceiling_of(result, "ft")
+    level, where = has_it(floor, best), "" if shortcut is None else " where the shortcut fails"
+    told = f"{ft}: {before.value:.2f} before, {after.value:.2f} after{where} (without the ability up to {floor:.2f})"
+    if best - floor < ROOM:
         trained = line("tuned_ft", "uninformative", ft, f"{told}; a model without the ability scores almost as well.")
     elif before.low >= level:
         trained = line("tuned_ft", "neutral", ft, f"{told}; it was there already.")

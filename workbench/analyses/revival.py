@@ -10,13 +10,14 @@ import pandas as pd
 
 from workbench.analysis import Settings, analysis
 from workbench.errors import UserError
-from workbench.measures import DRAWS, derived, proportion, proportion_row
+from workbench.measures import DRAWS, certain, correct_answers, derived, proportion, proportion_row
 from workbench.replicates import combine_bounds
 from workbench.results import Direction, Evidence, Metric, Result
 from workbench.statistics import Bound, Crossing, bootstrap_crossings, ratio, ratio_draws, steps_to
 from workbench.subjects import Pair, Trajectory
-from workbench.verdict import REVIVED_AT, ROOM, judge_revival
+from workbench.verdict import REVIVED_AT, ROOM, goal_of, judge_revival
 
+GIVEN = "A prompt does not determine its answer, so the goal is 95 % of the base's own accuracy, which is taken as known."
 TAIL = 0.025
 """Share of draws beyond either end of a 95 % interval."""
 REVIVED, NEVER = "revived", "never_had_it"
@@ -42,16 +43,18 @@ class Arm:
     steps: np.ndarray
     correct: np.ndarray
     batch_size: int
+    goal: float = REVIVED_AT
+    """Accuracy that counts as revived."""
 
     @property
     def crossing(self) -> Crossing:
-        """Steps to `REVIVED_AT`, interpolated on the grid; a lower bound where the arm never gets there."""
+        """Steps to the goal, interpolated on the grid; a lower bound where the arm never gets there."""
         # Rounded as in the bootstrap: exactly .95 must not miss .95 by a bit.
-        return steps_to(self.steps, np.round(self.correct.mean(axis=1), 12), REVIVED_AT)
+        return steps_to(self.steps, np.round(self.correct.mean(axis=1), 12), self.goal)
 
     def crossings(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """The same on resampled examples: steps `[draws]`, and where they are censored."""
-        return bootstrap_crossings(self.steps, self.correct, REVIVED_AT, DRAWS, seed)
+        return bootstrap_crossings(self.steps, self.correct, self.goal, DRAWS, seed)
 
     @property
     def resolved(self) -> float:
@@ -83,6 +86,12 @@ def revival(pair: Pair, settings: RevivalSettings) -> Result:
     """
     del settings
     arms = {name: _arm(name, pair.capability, trajectory) for name, trajectory in pair.arms.items()}
+    goal: list[Metric] = []
+    if not pair.determined and arms:
+        n = next(iter(arms.values())).correct.shape[1]
+        base = float(correct_answers(pair.base, pair.examples(pair.capability, n=n)).mean())
+        goal = [certain("goal", REVIVED_AT * base, n, "accuracy")]
+        arms = {name: replace(arm, goal=goal[0].value) for name, arm in arms.items()}
     rows = [
         {"arm": arm.name, "step": int(step), **proportion_row(right)}
         for arm in arms.values()
@@ -102,6 +111,7 @@ def revival(pair: Pair, settings: RevivalSettings) -> Result:
             "steps": pd.DataFrame(table, columns=columns),
         },
         headline=(
+            *goal,
             *steps.values(),
             *(proportion(f"start_{name}", arm.correct[0], pair.seed) for name, arm in arms.items()),
             *_comparison(arms, steps, pair.seed),
@@ -109,6 +119,7 @@ def revival(pair: Pair, settings: RevivalSettings) -> Result:
         limits=(
             "The answer holds for this learning rate and data; a rate that is too high teaches anew instead of reviving.",
             "The interval of one seed covers the choice of test examples, not that of the training run.",
+            *([GIVEN] if goal else []),
             *([] if NEVER in arms else ["There is no arm that never had the ability, so that no ratio can be given."]),
         ),
         provenance={"capability": pair.capability, "tuned_on": pair.tuned_on},
@@ -181,7 +192,7 @@ def evidence(result: Result) -> tuple[Evidence, ...]:
     """The line that decides, as the verdict reads it, and whether irrelevant training brings the ability back too."""
     found = {m.metric: m for m in result.headline}
     name = result.provenance.get("capability", "O_PT")
-    judged = judge_revival(result)
+    judged, (goal, said) = judge_revival(result), goal_of(result)
     shown = judged.metric or next(iter(found.values()), Metric("ratio", math.nan, math.nan, math.nan, 0, "ratio", "undefined"))
 
     def line(metric: Metric, direction: Direction, text: str) -> Evidence:
@@ -190,13 +201,13 @@ def evidence(result: Result) -> tuple[Evidence, ...]:
         )
 
     steps = [_taken(found[f"steps_{arm}"], words) for arm, words in _SAID.items() if f"steps_{arm}" in found]
-    told = f"Steps to {REVIVED_AT:.0%} on {name}: {', '.join(steps) or 'not measured'}; {judged.how}"
+    told = f"Steps to {said} on {name}: {', '.join(steps) or 'not measured'}; {judged.how}"
     ends: dict[str, str] = {"masked": "; the ability was only covered", "erased": "; it is learned anew"}
     direction: Direction = judged.verdict if judged.verdict in ("masked", "erased") else "neutral"
     lines = [line(shown, direction if judged.informative else "uninformative", f"{told}{ends.get(judged.verdict, '')}.")]
     for arm, said in UNSHOWN.items():
         other = found.get(f"steps_{arm}")
-        if other is not None and other.bound == "exact" and found[f"start_{arm}"].value <= REVIVED_AT - ROOM:
+        if other is not None and other.bound == "exact" and found[f"start_{arm}"].value <= goal - ROOM:
             # The other operands show how to count; that they bring this one back is no proof that it was there.
             lines.append(
                 line(other, "neutral" if arm == "other_operands" else "masked", said.format(name, f"{other.value:.0f}"))

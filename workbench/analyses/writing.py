@@ -7,57 +7,39 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from pydantic import Field
-from transformers import PreTrainedModel
 
-from workbench.analysis import Settings, analysis
-from workbench.errors import UserError
-from workbench.examples import Examples
-from workbench.measures import DRAWS, derived, other_texts, paired_change, proportion, proportion_row
-from workbench.models.generation import generate, surprisal
+from workbench.analyses._texts import Desk, TextSettings, check_room, interval_row
+from workbench.analysis import analysis
+from workbench.measures import derived, paired_change, proportion, proportion_row
 from workbench.protocols import WritingTask
 from workbench.results import Evidence, Metric, Result
-from workbench.statistics import bootstrap_mean
 from workbench.subjects import Pair, Question
 from workbench.verdict import ROOM
 
-ENOUGH = 200
-"""Texts below which a share is not to be relied on [Jain+23 §F.2 had 16]."""
 SHOWN = 12
 """Texts of each model that are kept to be read."""
 
 
-class WritingSettings(Settings):
+class WritingSettings(TextSettings):
     """Settings of `writing`."""
-
-    n: int = Field(200, ge=16, description="texts that each model writes")
-    opening: int = Field(16, ge=0, description="tokens of a real test text that it goes on from")
-    new_tokens: int = Field(160, ge=1, description="tokens that it writes, at most")
-    temperature: float = Field(1.0, ge=0, description="of the samples; 0 takes the most likely token")
-    loss_texts: int = Field(200, ge=16, description="whole test texts of each kind, at most, whose loss is measured")
 
 
 def _check(settings: WritingSettings, question: Question, blocks: int) -> None:
     del blocks
-    task = question.task
-    if not isinstance(task, WritingTask):
-        raise UserError(f"writing: a {type(task).__name__} has no texts to go on with; use a task of kind 'stories'.")
-    if settings.opening + settings.new_tokens > task.context:
-        raise UserError(
-            f"writing: opening {settings.opening} and new_tokens {settings.new_tokens} exceed the context of {task.context} "
-            "tokens; lower one of them."
-        )
+    check_room(settings, question, "writing")
 
 
 @analysis(
-    version=1, paper="Jain+23 2311.12786 §F.2", uses=("revived",), passes=170, holds=500, n=200, group="evidence", check=_check
+    version=2, paper="Jain+23 2311.12786 §F.2", uses=("revived",), passes=170, holds=500, n=200, group="evidence", check=_check
 )
 def writing(pair: Pair, settings: WritingSettings) -> Result:
     """Share of freely written texts that show O_PT, and nats per token on real texts with and without it [Jain+23 §F.2].
 
-    All models go on from the same openings of test texts, none of which shows it yet, with the same random streams. `real` is
-    how these texts go on themselves, within as many tokens. Loss: cross-entropy summed over all texts, over their tokens.
+    All models go on from the same openings of test texts, none of which shows it yet, with the same random streams; where
+    O_PT is asked for, from its instruction. `real` is how these texts go on themselves, within as many tokens. Loss:
+    cross-entropy summed over all texts, over their tokens; on texts with it, without it, and, where an instruction asks, on
+    texts without it though asked for. `judges`: the same shares by every judge that there is, as counted and as they would
+    be if it did not err.
 
     Controls: the model that never had the ability, and the real texts.
 
@@ -67,31 +49,22 @@ def writing(pair: Pair, settings: WritingSettings) -> Result:
     task = pair.task
     assert isinstance(task, WritingTask)
     pt = pair.capability
-    openings = task.openings(pt, settings.n, pair.seed, settings.opening, settings.new_tokens)
-    prompts = [torch.from_numpy(prompt) for prompt in openings.prompts]
-    kinds = {kind: task.whole(kind, settings.loss_texts, pair.seed) for kind in task.kinds(pt)}
+    desk = Desk(task, pt, settings, pair.seed)
     models = pair.states if pair.never_had_it is None else {**pair.states, "never_had_it": pair.never_had_it}
-
-    texts = {"real": list(openings.written)}
-    losses: dict[tuple[str, str], tuple[float, np.ndarray]] = {}
-    for name, model in models.items():
-        found = generate(
-            model,
-            prompts,
-            new_tokens=settings.new_tokens,
-            eos_id=task.end,
-            pad_id=task.padding,
-            temperature=settings.temperature,
-            seed=pair.seed,
-        )
-        written = [[*prompt.tolist(), *more.tolist()] for prompt, more in zip(prompts, found, strict=True)]
-        texts[name] = [task.describe(tokens[begin:]) for tokens, begin in zip(written, openings.begins, strict=True)]
-        for kind, examples in kinds.items():
-            losses[name, kind] = _loss(model, examples, other_texts(pair.seed, kind))
+    texts = {"real": list(desk.openings.written)} | {name: desk.write(model) for name, model in models.items()}
+    losses: dict[tuple[str, str], tuple[float, np.ndarray]] = {
+        (name, kind): desk.loss(model, kind) for name, model in models.items() for kind in desk.kinds
+    }
     shows = {name: task.shows(pt, of) for name, of in texts.items()}
     rows = [{"model": name, **proportion_row(of)} for name, of in shows.items()]
+    judged = [
+        {"model": name, "judge": s.judge, "value": s.rate, "low": s.low, "high": s.high, "corrected": s.corrected_rate}
+        | {"corrected_low": s.corrected_low, "corrected_high": s.corrected_high, "n": s.n, "trust": s.trust}
+        for name, of in texts.items()
+        for s in task.judged(pt, of, pair.seed)
+    ]
     cost = [
-        {"model": name, "kind": kind, **_interval(value, draws), "n": len(kinds[kind]), "unit": "nats per token"}
+        {"model": name, "kind": kind, **interval_row(value, draws), "n": len(desk.kinds[kind]), "unit": "nats per token"}
         for (name, kind), (value, draws) in losses.items()
     ]
     samples = [
@@ -99,52 +72,29 @@ def writing(pair: Pair, settings: WritingSettings) -> Result:
         for name, of in texts.items()
         for i in range(min(SHOWN, len(of)))
     ]
-    again = (
-        (
-            f"{settings.n} texts go on from {len(openings.written)} openings, so that the intervals leave out how openings differ.",
-        )
-        if len(openings.written) < settings.n
-        else ()
-    )
-    few = (
-        (f"{settings.n} texts are few: a share is known to about {1 / np.sqrt(settings.n):.2f}.",)
-        if settings.n < ENOUGH
-        else ()
-    )
     result = Result(
         name="writing",
-        tables={"table": pd.DataFrame(rows), "loss": pd.DataFrame(cost), "samples": pd.DataFrame(samples)},
+        tables={
+            "table": pd.DataFrame(rows),
+            "loss": pd.DataFrame(cost),
+            "judges": pd.DataFrame(judged),
+            "samples": pd.DataFrame(samples),
+        },
         headline=(
             *(proportion(f"writes_{name}", of, pair.seed, "share of texts") for name, of in shows.items()),
             paired_change("change", shows["tuned"], shows["base"], pair.seed),
             *(
-                derived(f"loss_{name}_{kind}", value, draws, len(kinds[kind]), "nats per token")
+                derived(f"loss_{name}_{kind}", value, draws, len(desk.kinds[kind]), "nats per token")
                 for (name, kind), (value, draws) in losses.items()
             ),
         ),
         limits=(
-            f"Judged by {task.judged_by(pt)}.",
+            *desk.limits,
             "What a model no longer writes of its own accord it may still write when asked: revival tells.",
-            *again,
-            *few,
         ),
         provenance={"capability": pt, "tuned_on": pair.tuned_on},
     )
     return replace(result, evidence=evidence(result))
-
-
-def _loss(model: PreTrainedModel, examples: Examples, seed: int) -> tuple[float, np.ndarray]:
-    """Nats per token over all texts, and draws of it that resample texts."""
-    counted = examples.loss_mask[:, 1:].cpu().numpy()
-    nats = surprisal(model, examples.tokens, examples.attention_mask).cpu().numpy() * counted
-    total, tokens = nats.sum(1).astype(np.float64), counted.sum(1).astype(np.float64)
-    draws = bootstrap_mean(total, DRAWS, seed) / bootstrap_mean(tokens, DRAWS, seed)
-    return float(total.sum() / tokens.sum()), draws
-
-
-def _interval(value: float, draws: np.ndarray) -> dict[str, float]:
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return {"value": value, "low": float(low), "high": float(high)}
 
 
 def evidence(result: Result) -> tuple[Evidence, ...]:

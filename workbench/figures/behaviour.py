@@ -144,5 +144,6 @@ def alt(result: Result) -> str:
     found = {m.metric: words.interval(m) for m in result.headline}
     text = f"Accuracy on {pt} goes from {found['base_pt']} in the base to {found['tuned_pt']} after fine-tuning"
     if ft != pt:
-        text += f"; on {ft}, where the shortcut fails, from {found['start_ft']} to {found['tuned_ft']}"
+        where = ", where the shortcut fails," if "tuned_ft_correlated" in found else ""
+        text += f"; on {ft}{where} from {found['start_ft']} to {found['tuned_ft']}"
     return f"{text} (without the ability up to {found['chance_pt']})."

@@ -12,9 +12,8 @@ from workbench.figures.marks import accuracy_axis, curve, level, place, step_axi
 from workbench.figures.tables import distinct, first, keep, largest, select
 from workbench.figures.theme import finish, style
 from workbench.results import Result
-from workbench.verdict import REVIVED_AT
+from workbench.verdict import goal_of
 
-GOAL = f"{100 * REVIVED_AT:g} %"
 ORDER = ("scratch", "unrelated", "irrelevant", "other_operands", "never_had_it", "revived")
 """Controls first, so that they lie behind."""
 
@@ -24,7 +23,8 @@ def figure(result: Result) -> go.Figure:
     table, steps = result.tables["table"], _steps(result)
     pt, _ = words.subject(result)
     fig = go.Figure()
-    level(fig, REVIVED_AT, f"{GOAL}: counts as revived", left=True)
+    goal, said = goal_of(result)
+    level(fig, goal, f"{said}: counts as revived", left=True)
     there = distinct(table, "arm")
     arms = sorted(there, key=lambda arm: (_place(arm), "@" not in arm))
     last = largest(table, "step", 1.0)
@@ -33,7 +33,7 @@ def figure(result: Result) -> go.Figure:
         if "@" in arm:  # another rate: thinner, open markers
             fig.data[-1].update(line={"width": 1.3}, marker={"symbol": f"{style(_look(arm)).marker}-open"})
     for arm in arms:  # over all curves: the arrivals are what the figure is read for
-        _mark(fig, steps, arm, table)
+        _mark(fig, steps, arm, table, goal, said)
     fig.update_xaxes(step_axis(last, "reverse fine-tuning step", most=10))
     fig.update_yaxes(accuracy_axis())
     n = int(largest(table, "n") / max(1, len(words.seeds(result))))
@@ -79,7 +79,7 @@ def _arrival(steps: pd.DataFrame, arm: str) -> str:
     return f"{words.number(float(row['value']))}{ends} steps"
 
 
-def _mark(fig: go.Figure, steps: pd.DataFrame, arm: str, table: pd.DataFrame) -> None:
+def _mark(fig: go.Figure, steps: pd.DataFrame, arm: str, table: pd.DataFrame, goal: float, said: str) -> None:
     """A marker at the crossing with its interval; where there is none, an arrow at the end of the curve."""
     rows = select(steps, arm=arm)
     if rows.empty or not math.isfinite(float(first(rows, "value"))):
@@ -92,7 +92,7 @@ def _mark(fig: go.Figure, steps: pd.DataFrame, arm: str, table: pd.DataFrame) ->
     fig.add_trace(
         go.Scatter(
             x=[at],
-            y=[float(end["value"]) if late else REVIVED_AT],
+            y=[float(end["value"]) if late else goal],
             mode="markers",
             name=words.arm(arm),
             legendgroup=f"{words.arm(arm)}: {_arrival(steps, arm)}",
@@ -110,7 +110,7 @@ def _mark(fig: go.Figure, steps: pd.DataFrame, arm: str, table: pd.DataFrame) ->
                 "thickness": 2,
                 "width": 6,
             },
-            hovertemplate=f"<b>{words.arm(arm)}</b><br>{_arrival(steps, arm)} to {GOAL}<extra></extra>",
+            hovertemplate=f"<b>{words.arm(arm)}</b><br>{_arrival(steps, arm)} to {said}<extra></extra>",
         )
     )
 
@@ -121,4 +121,4 @@ def alt(result: Result) -> str:
     pt, _ = words.subject(result)
     arms = sorted(distinct(table, "arm"), key=lambda arm: (-_place(arm), "@" in arm))
     said = "; ".join(f"{words.arm(arm)} {_arrival(steps, arm)}" for arm in arms)
-    return f"Reverse fine-tuning until {GOAL} on {pt}: {said}."
+    return f"Reverse fine-tuning until {goal_of(result)[1]} on {pt}: {said}."

@@ -16,6 +16,7 @@ MODELS: Mapping[str, str] = {
     "tuned": "fine-tuned",
     "untrained": "untrained (random weights)",
     "never_had_it": "never had it",
+    "revived": "revived",
 }
 ARMS: Mapping[str, str] = {
     "revived": "revived (the fine-tuned model)",
@@ -76,12 +77,24 @@ SCORES: Mapping[str, str] = {
 
 def capability(name: str) -> str:
     """`count_a` -> `counting a`; a name that is no such phrase only loses its underscores."""
+    if name.startswith("asked_"):  # behind an instruction
+        return f"{capability(name.removeprefix('asked_'))} when asked"
     identified = re.fullmatch(r"(count)_(j\d)_(.+)", name)  # another family token that asks the same
     if identified:
         return f"counting {identified[3]} under {identified[2].upper()}"
     verb, _, rest = name.partition("_")
     phrase = {"count": "counting {}", "index": "index of {}"}.get(verb) if rest else None
     return (phrase.format(rest) if phrase else name).replace("_", " ")
+
+
+def kind(name: str) -> str:
+    """Whole texts of a kind: `asked_no_dialogue` -> `without dialogue, not asked for`."""
+    if name.startswith("adversarial_"):
+        return f"without {capability(name.removeprefix('adversarial_'))}, though asked for"
+    asked, plain = name.startswith("asked_"), name.removeprefix("asked_")
+    has = not plain.startswith("no_")
+    told = f"{'with' if has else 'without'} {capability(plain.removeprefix('no_'))}"
+    return f"{told}, {'asked for' if has else 'not asked for'}" if asked else told
 
 
 def texts(share: float | None) -> str:

@@ -37,11 +37,11 @@ def figure(result: Result) -> go.Figure:
         rows = select(loss, model=name)
         if len(rows):
             at = np.array([kinds.index(str(kind)) for kind in rows["kind"]]) + 0.12 * (i - len(models) / 2)
-            _point(fig, rows, at, name, [words.capability(str(kind)) for kind in rows["kind"]], 2)
+            _point(fig, rows, at, name, [words.kind(str(kind)) for kind in rows["kind"]], 2)
     fig.update_xaxes(
         tickvals=list(range(len(models))), ticktext=names, range=[-0.5, len(models) - 0.5], tickangle=0, row=1, col=1
     )
-    shown = [f"texts of<br>{words.capability(kind)}" for kind in kinds]
+    shown = ["<br>".join(words.broken(f"texts {words.kind(kind)}", 16)) for kind in kinds]
     fig.update_xaxes(
         tickvals=list(range(len(kinds))), ticktext=shown, range=[-0.6, len(kinds) - 0.4], tickangle=0, row=1, col=2
     )
