@@ -261,10 +261,10 @@ class TestWherePromptsDoNotDetermineTheirAnswers:
 
     def test_the_goal_is_relative_to_the_base(self, relative, arm):
         # 95 % of .8 is .76, which stands exactly at step 10
-        result = relative(0.8, revived=arm(0.2, 0.5, 0.76, 0.8, 0.8), never_had_it=arm(0.2, 0.2, 0.2, 0.3, 0.76, 0.8))
+        result = relative(0.8, revived=arm(0.2, 0.5, 0.76, 0.8, 0.8), never_had_it=arm(0.2, 0.2, 0.2, 0.3, 0.5, 0.76, 0.8))
         assert result.metric("goal").value == pytest.approx(0.76)
         assert result.metric("steps_revived").value == pytest.approx(10)
-        assert result.metric("steps_never_had_it").value == pytest.approx(40)
+        assert result.metric("steps_never_had_it").value == pytest.approx(80)
         assert result.evidence[0].direction == "masked"
         assert "Steps to 95 % of the base's 0.80 on look_a: 10 for the tuned model" in result.evidence[0].text
         assert any("95 % of the base's own accuracy" in limit for limit in result.limits)
