@@ -53,7 +53,7 @@ class FeatureSettings(Settings):
 class MixAndMatchSettings(FeatureSettings):
     """Settings of `mix_and_match`."""
 
-    swaps: dict[str, str]
+    rename: dict[str, str]
     """Features of instructions that are renamed, such as `{MoralValue: Dialogue}`."""
 
 
@@ -142,19 +142,19 @@ def mix_and_match_features(task: Task, settings: Mapping[str, Any], batch_size: 
     read = read_settings(MixAndMatchSettings, settings, "protocol mix_and_match")
     of = _stories(task, "mix_and_match", batch_size)
     feature = _asked(of, read.capability, "mix_and_match")
-    for old in read.swaps:
+    for old in read.rename:
         check_feature(old, plain=not of.corpus.labelled)
 
     def edit(instruction: Instruction, rng: np.random.Generator) -> Instruction:
         del rng
-        return mix_and_match(instruction, read.swaps)
+        return mix_and_match(instruction, read.rename)
 
     edit(Instruction(), numpy_generator(seed))  # refuses what would swap nothing
     made = Instructed(of, WITHOUT + feature, batch_size, seed, edit)
-    if not made.any_asks(frozenset(read.swaps)):
+    if not made.any_asks(frozenset(read.rename)):
         raise UserError(
             f"protocol mix_and_match: no story without {feature} of corpus {of.corpus.name!r} is asked for "
-            f"{' or '.join(read.swaps)}, so that nothing would be swapped; swap {' or '.join(_others(of, feature))}."
+            f"{' or '.join(read.rename)}, so that nothing would be swapped; swap {' or '.join(_others(of, feature))}."
         )
     return made
 

@@ -120,7 +120,7 @@ ASKED = {
     "instruct": ("instruct", {}),
     "instruct without": ("instruct", {"without": "dialogue"}),
     "filter": ("filter", {"capability": "asked_no_dialogue"}),
-    "mix and match": ("mix_and_match", {"capability": "asked_no_dialogue", "swaps": {"MoralValue": "Dialogue"}}),
+    "mix and match": ("mix_and_match", {"capability": "asked_no_dialogue", "rename": {"MoralValue": "Dialogue"}}),
     "randomise": ("randomise", {"capability": "asked_no_dialogue"}),
     "refuse": ("refuse", {"capability": "asked_no_dialogue"}),
     "specialise": ("specialise", {"capability": "asked_dialogue"}),
@@ -227,15 +227,15 @@ class TestBehindInstructions:
         ("protocol", "settings", "sentence"),
         [
             ("randomise", {"capability": "no_dialogue"}, "it edits instructions, .* write capability: asked_no_dialogue"),
-            ("mix_and_match", {"capability": "asked_dialogue", "swaps": {}}, "no pair to swap"),
+            ("mix_and_match", {"capability": "asked_dialogue", "rename": {}}, "no pair to swap"),
             (
                 "mix_and_match",
-                {"capability": "asked_dialogue", "swaps": {"Twist": "Dialogue"}},
+                {"capability": "asked_dialogue", "rename": {"Twist": "Dialogue"}},
                 "cannot be decided from plain text",
             ),
             (
                 "mix_and_match",
-                {"capability": "asked_dialogue", "swaps": {"Dialogue": "MoralValue"}},
+                {"capability": "asked_dialogue", "rename": {"Dialogue": "MoralValue"}},
                 "nothing would be swapped",
             ),
             ("randomise", {"capability": "asked_dialogue", "p": 2}, "p is 2"),

@@ -13,7 +13,7 @@ from workbench.analyses._checkpoints import checkpoints
 from workbench.analyses._texts import Desk, TextSettings, check_room
 from workbench.analysis import analysis
 from workbench.measures import proportion, proportion_row
-from workbench.models.checkpoints import load_model
+from workbench.models.checkpoints import load_model, pick_device
 from workbench.protocols import WritingTask
 from workbench.results import Evidence, Metric, Result
 from workbench.subjects import Pair, Question, Trajectory
@@ -67,7 +67,7 @@ def writing_curve(pair: Pair, settings: WritingCurveSettings) -> Result:
     for training, trajectory in _trainings(pair).items():
         chosen = checkpoints(trajectory, settings.points, settings.steps, "writing_curve")
         for checkpoint in chosen:
-            model = load_model(checkpoint.path, pair.device)
+            model = load_model(checkpoint.path, pick_device(pair.device))
             shows = task.shows(pair.capability, desk.write(model))
             where = {"training": training, "step": checkpoint.step}
             rows.append({**where, **proportion_row(shows), "unit": "share of texts"})
