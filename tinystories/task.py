@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +16,10 @@ from pydantic import Field
 from torch import Tensor
 
 from tinystories.features import RULES, quotations
-from tinystories.hub import home
 from tinystories.packing import single
 from workbench.errors import UserError, did_you_mean
 from workbench.examples import Correlation, Examples, partners
+from workbench.hub import home
 from workbench.protocols import Openings
 from workbench.seeds import numpy_generator
 from workbench.settings import Settings, read_settings
@@ -99,6 +100,26 @@ class StoriesTask:
         folder = self._kept / f"tokenizer-{wanted}"
         whole = (folder / "tokenizer.json").is_file()  # written last; two processes at once write the same bytes
         return load_tokenizer(folder) if whole else train_bpe(self.corpus.texts("train"), wanted, folder)
+
+    def check_tokenizer(self, folder: Path) -> None:
+        """Refuse a folder whose tokenizer writes some training stories with other ids; one without a tokenizer passes.
+
+        Raises:
+            UserError: other ids, or a tokenizer that cannot be opened.
+        """
+        from tinystories.tokenizer import load_tokenizer
+
+        if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+            return
+        other = load_tokenizer(folder)
+        if other.sha256 == self.tokenizer.sha256:
+            return
+        texts = list(islice(self.corpus.texts("train"), 16))
+        if any(not np.array_equal(a, b) for a, b in zip(*(t.encode_many(texts) for t in (self.tokenizer, other)), strict=True)):
+            raise UserError(
+                f"task.tokenizer {self.settings.tokenizer!r} writes stories with other ids than the tokenizer in {folder}, "
+                f"which the model was trained with; write tokenizer: {folder}"
+            )
 
     @property
     def _kept(self) -> Path:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
@@ -144,6 +145,15 @@ class WritingTask(Task, Protocol):
 
     def whole(self, capability: str, n: int, seed: int) -> Examples:
         """`n` whole test texts of a kind (all, if fewer), padded on the right; the loss mask is on every token after the first."""
+        ...
+
+
+@runtime_checkable
+class TokenizedTask(Task, Protocol):
+    """A task whose ids are those of a tokenizer."""
+
+    def check_tokenizer(self, folder: Path) -> None:
+        """Refuse, by a `UserError`, a folder with a tokenizer of other ids than the task's; one without any passes."""
         ...
 
 
