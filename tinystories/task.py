@@ -101,14 +101,15 @@ class StoriesTask:
         whole = (folder / "tokenizer.json").is_file()  # written last; two processes at once write the same bytes
         return load_tokenizer(folder) if whole else train_bpe(self.corpus.texts("train"), wanted, folder)
 
-    def check_tokenizer(self, folder: Path) -> None:
-        """Refuse a folder whose tokenizer writes some training stories with other ids; one without a tokenizer passes.
+    def check_tokenizer(self, folder: Path, rows: int) -> None:
+        """Refuse a folder whose tokenizer writes some training stories with other ids; without one the rows must fit the ids.
 
         Raises:
-            UserError: other ids, or a tokenizer that cannot be opened.
+            UserError: other ids, a tokenizer that cannot be opened, or more rows than padding of the vocabulary explains.
         """
-        from tinystories.tokenizer import load_tokenizer
+        from tinystories.tokenizer import check_fits, load_tokenizer
 
+        check_fits(self.tokenizer, rows)
         if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
             return
         other = load_tokenizer(folder)

@@ -152,8 +152,8 @@ class WritingTask(Task, Protocol):
 class TokenizedTask(Task, Protocol):
     """A task whose ids are those of a tokenizer."""
 
-    def check_tokenizer(self, folder: Path) -> None:
-        """Refuse, by a `UserError`, a folder with a tokenizer of other ids than the task's; one without any passes."""
+    def check_tokenizer(self, folder: Path, rows: int) -> None:
+        """Refuse, by a `UserError`, a folder with a tokenizer of other ids than the task's, or embeddings of so many rows."""
         ...
 
 

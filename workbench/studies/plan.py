@@ -77,7 +77,7 @@ class _Builder:
                 self.model, found = resolve(spec.model)
                 check_fits(found, task.vocab_size, task.context)
                 if isinstance(task, TokenizedTask) and any(trained.given for trained in spec.pretrain.values()):
-                    task.check_tokenizer(found.folder)
+                    task.check_tokenizer(found.folder, found.vocab_size)
             except UserError as error:
                 raise UserError(f"model.path: {error}") from error
             self.parameters, self.blocks, width, hidden = found.parameters, found.blocks, found.width, found.hidden
