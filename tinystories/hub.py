@@ -91,7 +91,7 @@ def _snapshot(name: str, revision: str | None, patterns: list[str], local: bool)
 
 
 def _asking(name: str, revision: str | None) -> AbstractContextManager[None]:
-    return asking("data set", name, revision, "a local path, or 'sample'")
+    return asking("data set", name, revision, "a local folder, or 'sample'")
 
 
 def _configured(folder: Path) -> list[tuple[str, list[str]]]:

@@ -46,7 +46,7 @@ def asking(kind: str, name: str, revision: str | None, instead: str) -> Generato
         kind: `data set` or `model`.
         name: owner/name.
         revision: branch, tag or commit; None for the default branch.
-        instead: what else may be given, as in "a local path".
+        instead: what else may be given, as in "a local folder".
 
     Raises:
         Unreachable: the hub cannot be reached and its cache lacks it.
@@ -62,7 +62,9 @@ def asking(kind: str, name: str, revision: str | None, instead: str) -> Generato
     except errors.GatedRepoError:
         raise UserError(f"the {kind} {name!r} is gated; accept its terms on the hub and log in (hf auth login).") from None
     except errors.RepositoryNotFoundError:
-        raise UserError(f"the hub has no {kind} {name!r} that you may read; check the name, or log in (hf auth login).") from None
+        raise UserError(
+            f"the hub has no {kind} {name!r} that you may read; check the name, or log in (hf auth login)."
+        ) from None
     except errors.RevisionNotFoundError:
         raise UserError(f"the {kind} {name!r} has no revision {revision!r}; give a branch, a tag or a commit of it.") from None
     except Exception as error:  # the library lets its HTTP client's own errors through, and has changed that client before

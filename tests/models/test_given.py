@@ -14,8 +14,18 @@ import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
-from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from workbench.errors import UserError
 from workbench.hub import Unreachable
@@ -186,7 +196,9 @@ class TestFit:
 
     def test_both_numbers_are_named(self, folder):
         found = resolve(spec(folder))[1]
-        with pytest.raises(UserError, match=r"the task has 31 token ids and the checkpoint .* has embeddings of 30; .*tokenizer"):
+        with pytest.raises(
+            UserError, match=r"the task has 31 token ids and the checkpoint .* has embeddings of 30; .*tokenizer"
+        ):
             check_fits(found, 31, 12)
         with pytest.raises(UserError, match=r"task.context is 13 .* positions for 12 tokens; use at most 12"):
             check_fits(found, 30, 13)
@@ -227,9 +239,9 @@ class TestRefusals:
         assert "\n" not in str(caught.value)
 
     def test_an_encoder_and_decoder(self, tmp_path):
-        T5ForConditionalGeneration(T5Config(d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, vocab_size=9)).save_pretrained(
-            tmp_path
-        )
+        T5ForConditionalGeneration(
+            T5Config(d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, vocab_size=9)
+        ).save_pretrained(tmp_path)
         with pytest.raises(UserError, match="is T5ForConditionalGeneration, and only causal language models"):
             resolve(spec(tmp_path))
 
@@ -242,7 +254,12 @@ class TestRefusals:
 
     @pytest.mark.parametrize(
         ("path", "says"),
-        [("/no/such", "'/no/such' does not exist"), ("./x", "does not exist"), ("a/b/c", "does not exist"), (__file__, "is a file")],
+        [
+            ("/no/such", "'/no/such' does not exist"),
+            ("./x", "does not exist"),
+            ("a/b/c", "does not exist"),
+            (__file__, "is a file"),
+        ],
     )
     def test_a_place_that_is_none(self, path, says):
         with pytest.raises(UserError, match=says):
@@ -291,7 +308,9 @@ class TestHub:
         assert weights_sha256(load(pinned)) == weights_sha256(load_model(place))
 
     def test_offline_it_says_what_to_do(self, hub):
-        says = r"the model 'some/model' was not loaded because HF_HUB_OFFLINE is set .*; fill the cache .*, or give a local folder"
+        says = (
+            r"the model 'some/model' was not loaded because HF_HUB_OFFLINE is set .*; fill the cache .*, or give a local folder"
+        )
         with pytest.raises(Unreachable, match=says):
             resolve(spec("some/model"))
         place = fill(hub)

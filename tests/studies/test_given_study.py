@@ -12,6 +12,7 @@ from studies.tiny import TINY, run_of, stage_of
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from workbench.errors import UserError
+from workbench.figures.lineage import graph
 from workbench.models.checkpoints import load_model
 from workbench.models.fingerprint import weights_sha256
 from workbench.models.given import load, untrained
@@ -43,7 +44,13 @@ TASK = yaml.safe_load(GIVEN)["task"]
 def folder(tmp_path_factory):
     """A Llama of bfloat16 weights with tied embeddings and shared key-value heads, just large enough for the task."""
     task = load_task(TASK)
-    sizes = {"hidden_size": 16, "intermediate_size": 20, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2}
+    sizes = {
+        "hidden_size": 16,
+        "intermediate_size": 20,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
     ends = {"bos_token_id": None, "eos_token_id": None, "tie_word_embeddings": True}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
@@ -151,7 +158,7 @@ class TestPlan:
             plan(changed("model.path", str(tmp_path)))
 
     def test_a_place_that_is_none(self, changed):
-        with pytest.raises(UserError, match="model.path: the checkpoint '/no/such' does not exist"):
+        with pytest.raises(UserError, match=r"model.path: the checkpoint '/no/such' does not exist"):
             plan(changed("model.path", "/no/such"))
 
     def test_given_weights_may_have_been_asked_anything(self, changed):
@@ -171,7 +178,9 @@ class TestPlan:
         study = [part for item in {"task": task, "model.path": str(tmp_path), **rest}.items() for part in item]
         assert plan(changed(*study)).stages  # no tokenizer in the folder, nothing to compare
         train_bpe([text.upper() for text in ours.corpus.texts("train")], 600, tmp_path)
-        with pytest.raises(UserError, match=r"model.path: task.tokenizer 600 writes stories with other ids than the tokenizer in"):
+        with pytest.raises(
+            UserError, match=r"model.path: task.tokenizer 600 writes stories with other ids than the tokenizer in"
+        ):
             plan(changed(*study))
         for file in ("tokenizer.json", "tokenizer_config.json"):
             (tmp_path / file).write_bytes((ours._kept / "tokenizer-600" / file).read_bytes())
@@ -202,6 +211,14 @@ class TestRun:
             first = load_model(run_of(study, name).checkpoints[0].path)
             assert weights_sha256(first) == weights_sha256(untrained(study.plan.model, 0))
             assert "given" not in stage_of(study, name).spec
+
+    def test_the_lineage_says_whose_weights_they_are(self, study, folder):
+        runs = [run for _, run in study.runs()]
+        hovers = {
+            text: data[1] for trace in graph(runs).data[1:] for text, data in zip(trace.text, trace.customdata, strict=True)
+        }
+        assert hovers["pretrain-base-s0"] == f"<br>given: {str(folder)[-70:]}"
+        assert {text for text, hover in hovers.items() if hover} == {"pretrain-base-s0"}
 
     def test_every_stage_is_done_and_the_pair_opens(self, study):
         done, stages = study.progress()

@@ -35,6 +35,5 @@ def test_the_untouched_model_has_its_known_loss_on_random_stories(real_data, tmp
     means = (nats * story).sum(1) / story.sum(1)
     mean = float((nats * story).sum() / tokens)
     error = float(means.std() / 1000**0.5)
-    print(f"{mean:.4f} nats per token, standard error {error:.4f}, {tokens} tokens, {rows.truncated.sum()} stories cut")
     assert 330_000 < tokens < 400_000
-    assert abs(mean - PUBLISHED) < 4 * 2**0.5 * error  # another thousand stories
+    assert abs(mean - PUBLISHED) < 3 * 2**0.5 * error  # another thousand stories: 1.346, standard error .009, 366,580 tokens

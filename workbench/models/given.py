@@ -91,7 +91,7 @@ def load(spec: ModelSpec) -> PreTrainedModel:
 
     folder, _ = _locate(str(spec.path), spec.revision)
     _check_pin(spec, _sha256(folder, fresh=True))
-    return cast("PreTrainedModel", load_model(folder).float())
+    return load_model(folder).float()
 
 
 def untrained(spec: ModelSpec, seed: int) -> PreTrainedModel:
@@ -146,7 +146,9 @@ def _locate(path: str, revision: str | None) -> tuple[Path, str | None]:
     folder = Path(path).expanduser()
     if folder.is_dir():
         if revision is not None:
-            raise UserError(f"{path!r} is a local folder and has no revision {revision!r}; drop it, or name a model of the hub.")
+            raise UserError(
+                f"{path!r} is a local folder and has no revision {revision!r}; drop it, or name a model of the hub."
+            )
         return folder.resolve(), None
     if folder.exists() or path.startswith((".", "/", "~")) or path.count("/") > 1:
         what = "is a file" if folder.exists() else "does not exist"
