@@ -271,7 +271,7 @@ class TestRefusals:
 
     def test_weights_that_do_not_fit_the_configuration(self, folder):
         edit_config(folder, intermediate_size=24)
-        with pytest.raises(UserError, match="cannot be loaded|another shape"):
+        with pytest.raises(UserError, match=r"cannot be loaded|another shape"):
             load(spec(folder))
 
 
