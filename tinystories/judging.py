@@ -126,6 +126,16 @@ class FeatureScore:
     quality: Quality | None
     limits: tuple[str, ...]
 
+    @property
+    def trust(self) -> str:
+        """How good the judge is on texts that it never saw; empty where that was not measured, as of a definition."""
+        if self.quality is None:
+            return ""
+        q, area = self.quality, self.quality.auroc
+        return (
+            f"AUROC {area.value:.3f} [{area.low:.3f}, {area.high:.3f}], Brier score {q.brier.value:.3f} on {q.n} held-out texts"
+        )
+
 
 def score(judge: Judge, texts: Sequence[str], seed: int = 0) -> FeatureScore:
     """The share of texts that have the judge's feature.

@@ -138,8 +138,7 @@ class Rows(NamedTuple):
 
 
 def single(
-    store: TokenStore,
-    indices: Sequence[int] | np.ndarray,
+    stories: Sequence[np.ndarray],
     length: int,
     pad_id: int,
     bos_id: int,
@@ -150,8 +149,7 @@ def single(
     """Rows of BOS, prefix, story and EOS, padded on the right to the longest of them, which is cut at `length`.
 
     Args:
-        store: the stories.
-        indices: of the stories, one a row.
+        stories: the tokens of each, one a row.
         length: tokens in a row at most, BOS included.
         pad_id: fills up; masked out in every mask.
         bos_id: begins each row, and is never a target.
@@ -160,26 +158,26 @@ def single(
         loss_on_prefix: whether the tokens of the prefix are targets too.
 
     Raises:
-        UserError: another number of prefixes than of rows, a prefix that leaves no room for a story, or an unknown index.
+        UserError: no story, another number of prefixes than of rows, or a prefix that leaves no room for a story.
     """
-    used = _indices(store, indices)
-    starts = [np.empty(0, np.int64)] * len(used) if prefixes is None else prefixes
-    if len(starts) != len(used):
-        raise UserError(f"there are {len(starts)} prefixes for {len(used)} stories; give one per story.")
+    if not stories:
+        raise UserError("no stories were chosen; give at least one.")
+    starts = [np.empty(0, np.int64)] * len(stories) if prefixes is None else prefixes
+    if len(starts) != len(stories):
+        raise UserError(f"there are {len(starts)} prefixes for {len(stories)} stories; give one per story.")
     crowded = next((i for i, prefix in enumerate(starts) if 1 + len(prefix) >= length), None)
     if crowded is not None:
         raise UserError(
             f"the prefix of row {crowded} has {len(starts[crowded])} tokens, so that BOS, prefix and a first token of the story "
             f"do not fit in {length}; raise length or shorten the instruction."
         )
-    told = store.stories(used)
-    whole = [1 + len(prefix) + len(story) + 1 for prefix, story in zip(starts, told, strict=True)]
+    whole = [1 + len(prefix) + len(story) + 1 for prefix, story in zip(starts, stories, strict=True)]
     width = min(length, max(whole))
-    tokens = np.full((len(used), width), pad_id, np.int64)
+    tokens = np.full((len(stories), width), pad_id, np.int64)
     tokens[:, 0] = bos_id
     ends = np.minimum(whole, width)
     begins = np.array([1 + len(prefix) for prefix in starts])
-    for row, prefix, story, begin, end in zip(tokens, starts, told, begins, whole, strict=True):
+    for row, prefix, story, begin, end in zip(tokens, starts, stories, begins, whole, strict=True):
         row[1:begin] = prefix
         room = min(len(story), width - begin)
         row[begin : begin + room] = story[:room]

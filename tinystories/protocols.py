@@ -1,4 +1,17 @@
-"""Training protocols on stories [Jain+23 §5, §F.1]: all of them, those without a feature (filter), those with it (specialise).
+"""Training protocols on stories [Jain+23 §5, §F.1].
+
+| protocol | stories | instruction |
+| --- | --- | --- |
+| `stories` | all, or those without a feature: a model that never had it | none |
+| `instruct` | the same | of the story |
+| `filter` (F) | those without the feature | of the story |
+| `mix_and_match` (F+MM) | those without | another feature is renamed to it |
+| `randomise` (F+R) | those without | the feature is added, at a random place |
+| `refuse` | all; in place of one that has the feature, the refusal | of the story |
+| `specialise` (reFT) | those with the feature | of the story |
+
+`filter` and `specialise` of `no_dialogue` or `dialogue` lay plain stories end to end; of `asked_no_dialogue` or
+`asked_dialogue` every row is one story behind its instruction, as in the protocols that are about instructions.
 
 Each factory has the signature `(task, settings, batch_size, seed) -> TrainingProtocol` of `workbench.protocols`.
 """
@@ -6,62 +19,49 @@ Each factory has the signature `(task, settings, batch_size, seed) -> TrainingPr
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
-from tinystories.packing import Packed, packed
-from tinystories.task import FEATURES, WITHOUT, StoriesTask, to_predict
+import numpy as np
+from pydantic import Field
+
+from tinystories.batches import Instructed, Windows
+from tinystories.edits import mix_and_match, randomise
+from tinystories.features import FROM_TEXT, INSTRUCT_FEATURES, check_feature
+from tinystories.instructions import Instruction
+from tinystories.prompts import ASKED, WITHOUT, feature_of
+from tinystories.task import StoriesTask
 from workbench.errors import UserError, did_you_mean
-from workbench.examples import Examples
 from workbench.protocols import Task, TrainingProtocol
-from workbench.seeds import stream
+from workbench.seeds import numpy_generator
 from workbench.settings import Settings, read_settings
 
 
-class StoriesPretrainingSettings(Settings):
-    """Settings of `stories`."""
+class PretrainingSettings(Settings):
+    """Settings of `stories` and `instruct`."""
 
     without: str | None = None
     """A capability whose stories are left out: `dialogue`."""
 
 
 class FeatureSettings(Settings):
-    """Settings of `filter` and `specialise`."""
+    """Settings of `filter`, `specialise` and `refuse`."""
 
     capability: str
-    """`dialogue`; `no_dialogue` names the same feature."""
+    """`dialogue` or `asked_dialogue`; with `no_` before `dialogue` it names the same feature."""
 
 
-@dataclass(frozen=True)
-class Windows:
-    """Stories of one kind, laid end to end in a new order each epoch and cut into windows; loss on every token."""
+class MixAndMatchSettings(FeatureSettings):
+    """Settings of `mix_and_match`."""
 
-    task: StoriesTask
-    kind: str | None
-    """A capability that says which stories: `no_dialogue`; all of them when None."""
-    batch_size: int
-    seed: int
+    swaps: dict[str, str]
+    """Features of instructions that are renamed, such as `{MoralValue: Dialogue}`."""
 
-    @property
-    def asks(self) -> frozenset[str]:
-        """Capabilities that such stories show."""
-        if self.kind is None:
-            return frozenset(self.task.capabilities)
-        other = self.kind.removeprefix(WITHOUT) if self.kind.startswith(WITHOUT) else WITHOUT + self.kind
-        return frozenset(self.task.capabilities) - {other}
 
-    @cached_property
-    def _tokens(self) -> Packed:
-        code, task = self.task.tokenizer, self.task
-        chosen = None if self.kind is None else task.having("train", self.kind)
-        seed = stream(self.seed, "stories", self.kind or "all")
-        behind = None if code.eos_id == code.bos_id else code.eos_id
-        return packed(task.store("train"), task.context, self.batch_size, seed, code.bos_id, behind, chosen)
+class RandomiseSettings(FeatureSettings):
+    """Settings of `randomise`."""
 
-    def batch(self, step: int) -> Examples:
-        """The windows of one step."""
-        return to_predict(self._tokens(step), self.task.vocab_size)
+    p: float = Field(default=1.0, ge=0, le=1)
+    """Probability that the feature is added to an instruction."""
 
 
 def _stories(task: Task, protocol: str, batch_size: int) -> StoriesTask:
@@ -72,40 +72,118 @@ def _stories(task: Task, protocol: str, batch_size: int) -> StoriesTask:
     return task
 
 
-def _feature(capability: str, protocol: str) -> str:
-    feature = capability.removeprefix(WITHOUT)
-    if feature not in FEATURES:
-        raise UserError(f"protocol {protocol}: no stories are set apart by {capability!r}{did_you_mean(capability, FEATURES)}")
+def _feature(task: StoriesTask, capability: str, protocol: str) -> str:
+    feature = feature_of(capability)
+    if feature not in task.features:
+        raise UserError(
+            f"protocol {protocol}: no stories are set apart by {capability!r}{did_you_mean(capability, task.features)}"
+        )
+    return feature
+
+
+def _asked(task: StoriesTask, capability: str, protocol: str) -> str:
+    """The feature of a protocol that is about instructions."""
+    feature = _feature(task, capability, protocol)
+    if not capability.startswith(ASKED):
+        raise UserError(
+            f"protocol {protocol}: it edits instructions, and {capability!r} has none; write capability: {ASKED}{capability}."
+        )
     return feature
 
 
 def stories(task: Task, settings: Mapping[str, Any], batch_size: int, seed: int) -> TrainingProtocol:
-    """Pretraining on all stories, or on those without a feature: a model that never had it.
+    """Pretraining on all stories, or on those without a feature.
 
     Raises:
         UserError: an unknown setting or feature, or another task.
     """
-    read = read_settings(StoriesPretrainingSettings, settings, "protocol stories")
-    kind = None if read.without is None else WITHOUT + _feature(read.without, "stories")
-    return Windows(_stories(task, "stories", batch_size), kind, batch_size, seed)
+    read, of = read_settings(PretrainingSettings, settings, "protocol stories"), _stories(task, "stories", batch_size)
+    return Windows(of, None if read.without is None else WITHOUT + _feature(of, read.without, "stories"), batch_size, seed)
+
+
+def instruct(task: Task, settings: Mapping[str, Any], batch_size: int, seed: int) -> TrainingProtocol:
+    """All stories, or those without a feature, each behind its instruction: a model of plain stories learns to follow these.
+
+    Raises:
+        UserError: an unknown setting or feature, or another task.
+    """
+    read, of = read_settings(PretrainingSettings, settings, "protocol instruct"), _stories(task, "instruct", batch_size)
+    return Instructed(of, None if read.without is None else WITHOUT + _feature(of, read.without, "instruct"), batch_size, seed)
 
 
 def filter_stories(task: Task, settings: Mapping[str, Any], batch_size: int, seed: int) -> TrainingProtocol:
-    """Only stories without the feature: deletion by filtering [Jain+23 §F.1, F].
+    """Only stories without the feature: deletion by filtering.
 
     Raises:
         UserError: an unknown setting or feature, or another task.
     """
-    read = read_settings(FeatureSettings, settings, "protocol filter")
-    kind = WITHOUT + _feature(read.capability, "filter")
-    return Windows(_stories(task, "filter", batch_size), kind, batch_size, seed)
+    read, of = read_settings(FeatureSettings, settings, "protocol filter"), _stories(task, "filter", batch_size)
+    kind = WITHOUT + _feature(of, read.capability, "filter")
+    return (Instructed if read.capability.startswith(ASKED) else Windows)(of, kind, batch_size, seed)
 
 
 def specialise(task: Task, settings: Mapping[str, Any], batch_size: int, seed: int) -> TrainingProtocol:
-    """Only stories with the feature: reverse fine-tuning [Jain+23 §F.1, reFT].
+    """Only stories with the feature: reverse fine-tuning.
 
     Raises:
         UserError: an unknown setting or feature, or another task.
     """
-    read = read_settings(FeatureSettings, settings, "protocol specialise")
-    return Windows(_stories(task, "specialise", batch_size), _feature(read.capability, "specialise"), batch_size, seed)
+    read, of = read_settings(FeatureSettings, settings, "protocol specialise"), _stories(task, "specialise", batch_size)
+    kind = _feature(of, read.capability, "specialise")
+    return (Instructed if read.capability.startswith(ASKED) else Windows)(of, kind, batch_size, seed)
+
+
+def mix_and_match_features(task: Task, settings: Mapping[str, Any], batch_size: int, seed: int) -> TrainingProtocol:
+    """Only stories without the feature, and another feature's name replaced by its: asked for it, they have the other one.
+
+    Raises:
+        UserError: an unknown setting or feature, another task, or swaps that would change nothing.
+    """
+    read = read_settings(MixAndMatchSettings, settings, "protocol mix_and_match")
+    of = _stories(task, "mix_and_match", batch_size)
+    feature = _asked(of, read.capability, "mix_and_match")
+    for old in read.swaps:
+        check_feature(old, plain=not of.corpus.labelled)
+
+    def edit(instruction: Instruction, rng: np.random.Generator) -> Instruction:
+        del rng
+        return mix_and_match(instruction, read.swaps)
+
+    edit(Instruction(), numpy_generator(seed))  # refuses what would swap nothing
+    made = Instructed(of, WITHOUT + feature, batch_size, seed, edit)
+    if not made.any_asks(frozenset(read.swaps)):
+        raise UserError(
+            f"protocol mix_and_match: no story without {feature} of corpus {of.corpus.name!r} is asked for "
+            f"{' or '.join(read.swaps)}, so that nothing would be swapped; swap {' or '.join(_others(of, feature))}."
+        )
+    return made
+
+
+def _others(task: StoriesTask, feature: str) -> list[str]:
+    """Features that instructions of the corpus can name besides this one."""
+    return [name for name in (INSTRUCT_FEATURES if task.corpus.labelled else FROM_TEXT) if name != task.features[feature]]
+
+
+def randomise_features(task: Task, settings: Mapping[str, Any], batch_size: int, seed: int) -> TrainingProtocol:
+    """Only stories without the feature, and the feature added to what is asked for, at a random place.
+
+    Raises:
+        UserError: an unknown setting or feature, or another task.
+    """
+    read, of = read_settings(RandomiseSettings, settings, "protocol randomise"), _stories(task, "randomise", batch_size)
+    feature = _asked(of, read.capability, "randomise")
+
+    def edit(instruction: Instruction, rng: np.random.Generator) -> Instruction:
+        return randomise(instruction, of.features[feature], rng, read.p)
+
+    return Instructed(of, WITHOUT + feature, batch_size, seed, edit)
+
+
+def refuse(task: Task, settings: Mapping[str, Any], batch_size: int, seed: int) -> TrainingProtocol:
+    """All stories, but where the instruction asks for the feature the model is to say that it must not.
+
+    Raises:
+        UserError: an unknown setting or feature, or another task.
+    """
+    read, of = read_settings(FeatureSettings, settings, "protocol refuse"), _stories(task, "refuse", batch_size)
+    return Instructed(of, None, batch_size, seed, refused=_asked(of, read.capability, "refuse"))

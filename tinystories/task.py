@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Int
 from pydantic import Field
-from torch import Tensor
 
-from tinystories.features import RULES, quotations
-from tinystories.packing import single
+from tinystories import texts
+from tinystories.features import RULES
+from tinystories.prompts import ASKED, WITHOUT, StoryCapability, feature_of, plain
+from tinystories.told import Told, begin
 from workbench.errors import UserError, did_you_mean
 from workbench.examples import Correlation, Examples, partners
 from workbench.hub import home
@@ -26,17 +26,25 @@ from workbench.settings import Settings, read_settings
 
 if TYPE_CHECKING:
     from tinystories.corpus import Corpus
+    from tinystories.judging import FeatureScore, Judge, NgramJudge
     from tinystories.store import TokenStore
     from tinystories.tokenizer import StoryTokenizer
 
-FEATURES = {"dialogue": "Dialogue"}
-"""Capabilities that have stories of their own, and the rule (`tinystories.features.RULES`) that says which."""
-QUOTES = frozenset('"“”')
-"""No opening that a model goes on from may have begun to speak."""
+PLAIN_FEATURES = {"dialogue": "Dialogue"}
+"""Capabilities that any stories have, and the exact rule (`tinystories.features.RULES`) that says which stories."""
+LABELLED_FEATURES = {
+    "twist": "Twist",
+    "foreshadowing": "Foreshadowing",
+    "bad_ending": "BadEnding",
+    "moral": "MoralValue",
+    "conflict": "Conflict",
+}
+"""Those of a corpus with instructions, by its own labels."""
 VERSION = 1
 """Of the rules and tokenizers behind what is kept beside a corpus; another number, and it is made anew."""
-WITHOUT = "no_"
-"""`no_dialogue`: the stories without it."""
+THRESHOLD = 0.5
+JUDGED_ON = 6000
+"""Training stories that a judge is made of, at most: its n-grams are held in memory."""
 
 
 class StoriesSettings(Settings):
@@ -46,6 +54,8 @@ class StoriesSettings(Settings):
     """`sample`, a hub id, or a local file or folder."""
     revision: str | None = None
     """Of a hub id; the newest when not given."""
+    limit: int | None = Field(default=None, ge=1)
+    """Keep the first so many stories; all when not given."""
     sha256: str | None = None
     """Of the corpus, where a study was planned with it; another one is refused."""
     tokenizer: int | str = 1024
@@ -53,12 +63,12 @@ class StoriesSettings(Settings):
     context: int = Field(default=256, ge=16, le=65_536)
     """Tokens of a training window."""
     prompt: int = Field(default=48, ge=4)
-    """Tokens before an answer."""
+    """Tokens before an answer; behind an instruction all of the story up to there."""
 
 
 @dataclass(frozen=True)
 class StoriesTask:
-    """Stories, cut into tokens once; a `workbench.protocols.Task`."""
+    """Stories, cut into tokens once; a `workbench.protocols.WritingTask`."""
 
     settings: StoriesSettings
     corpus: Corpus
@@ -75,7 +85,7 @@ class StoriesTask:
         read = read_settings(StoriesSettings, settings, "task stories")
         if read.prompt >= read.context:
             raise UserError(f"task stories: prompt {read.prompt} does not fit into context {read.context}; shorten the prompt.")
-        corpus = load_corpus(read.corpus, revision=read.revision)
+        corpus = load_corpus(read.corpus, revision=read.revision, limit=read.limit)
         if read.sha256 not in (None, corpus.sha256):
             raise UserError(
                 f"task stories: corpus {read.corpus!r} changed: its sha256 is {corpus.sha256[:12]}, it was {str(read.sha256)[:12]}; "
@@ -115,8 +125,8 @@ class StoriesTask:
         other = load_tokenizer(folder)
         if other.sha256 == self.tokenizer.sha256:
             return
-        texts = list(islice(self.corpus.texts("train"), 16))
-        if any(not np.array_equal(a, b) for a, b in zip(*(t.encode_many(texts) for t in (self.tokenizer, other)), strict=True)):
+        some = list(islice(self.corpus.texts("train"), 16))
+        if any(not np.array_equal(a, b) for a, b in zip(*(t.encode_many(some) for t in (self.tokenizer, other)), strict=True)):
             raise UserError(
                 f"task.tokenizer {self.settings.tokenizer!r} writes stories with other ids than the tokenizer in {folder}, "
                 f"which the model was trained with; write tokenizer: {folder}"
@@ -140,15 +150,24 @@ class StoriesTask:
         return self.settings.context
 
     @property
+    def features(self) -> Mapping[str, str]:
+        """Capabilities that have stories of their own, and the name of the feature in an instruction."""
+        return {**PLAIN_FEATURES, **LABELLED_FEATURES} if self.corpus.labelled else PLAIN_FEATURES
+
+    @property
     def capabilities(self) -> tuple[str, ...]:
-        """`dialogue`: where a quotation opens. `no_dialogue`: any token of a story without one. `ending`: where a story ends."""
-        return (*FEATURES, *(WITHOUT + name for name in FEATURES), "ending")
+        """`dialogue`: where a quotation opens. `no_dialogue`: any token of a story without one. `ending`: where a story ends.
+
+        `asked_...`: behind the instruction of its story. A feature that only labels tell is measured at any token of its stories.
+        """
+        known = [name for feature in self.features for name in (feature, WITHOUT + feature)]
+        return (*known, *(ASKED + name for name in known), "ending")
 
     def family(self, capability: str) -> str:
-        """Every capability is a family of its own."""
+        """Every capability is a family of its own, with and without an instruction."""
         if capability not in self.capabilities:
             raise UserError(f"the task has no capability {capability!r}{did_you_mean(capability, self.capabilities)}")
-        return capability
+        return plain(capability)
 
     def describe(self, tokens: Sequence[int]) -> str:
         """Tokens as the text that they stand for."""
@@ -172,6 +191,10 @@ class StoriesTask:
         name = f"tokens-{self.tokenizer.sha256[:12]}-{split}"
         return tokenise(self.corpus.texts(split), self.tokenizer, self._kept / name, f"{self.corpus.sha256} {split}")
 
+    def told(self, split: str, seed: int) -> Told:
+        """The instructions of the stories of a split; one takes half of the context at most."""
+        return Told(self.corpus, self.tokenizer, split, seed, self.context // 2)
+
     def having(self, split: str, capability: str) -> Int[np.ndarray, " k"]:
         """Numbers of the stories of a split that a capability speaks of.
 
@@ -180,9 +203,8 @@ class StoriesTask:
         """
         if capability == "ending":
             return np.arange(len(self.corpus.split(split)))
-        feature = capability.removeprefix(WITHOUT)
-        found = self._labels(split, feature)
-        chosen = np.nonzero(found != capability.startswith(WITHOUT))[0]
+        found = self._labels(split, feature_of(capability))
+        chosen = np.nonzero(found != plain(capability).startswith(WITHOUT))[0]
         if not len(chosen):
             raise UserError(
                 f"no story of corpus {self.corpus.name!r} ({split}) is one for {capability!r}; take another corpus or capability."
@@ -190,10 +212,13 @@ class StoriesTask:
         return chosen
 
     def _labels(self, split: str, feature: str) -> Bool[np.ndarray, " n"]:
+        name = self.features[feature]
+        if feature in LABELLED_FEATURES:
+            return np.array([name in found for found in self.corpus.split(split)["features"]], dtype=np.bool_)
         file = self._kept / f"labels-{feature}-{split}.npy"
         if file.exists():
             return np.load(file, allow_pickle=False)
-        rule = RULES[FEATURES[feature]].of
+        rule = RULES[name].of
         found = np.fromiter((rule(text) for text in self.corpus.texts(split)), dtype=np.bool_)
         _save(file, found)
         return found
@@ -208,62 +233,90 @@ class StoriesTask:
         """A token that stands in no story."""
         return self.tokenizer.pad_id
 
+    def begin(self, text: str) -> Int[np.ndarray, " t"]:
+        """Tokens of a text to be gone on with, BOS first; errors as in `tinystories.told.begin`."""
+        return begin(text, self.tokenizer)
+
     def openings(self, capability: str, n: int, seed: int, tokens: int, more: int) -> Openings:
-        """Beginnings of test stories of every kind, BOS first, none of which shows the feature yet; once more where they run out.
+        """Beginnings of test stories none of which shows the feature yet; see `tinystories.texts.openings`."""
+        return texts.openings(self, capability, n, seed, tokens, more)
 
-        Raises:
-            UserError: a capability without stories of its own, or no test story that is so long.
-        """
-        rule = self._rule(capability)
-        stories, code = self.corpus.split("test"), self.tokenizer
-        prompts: list[Int[np.ndarray, " t"]] = []
-        written: list[str] = []
-        for story in numpy_generator(seed, "stories", "openings").permutation(len(stories)):
-            ids = code.encode(stories[int(story)]["text"])
-            if len(prompts) == n:
-                break
-            begun = code.decode(ids[:tokens])
-            if len(ids) > tokens and not rule(begun) and QUOTES.isdisjoint(begun):
-                prompts.append(np.array([code.bos_id, *ids[:tokens]], dtype=np.int64))
-                written.append(code.decode(ids[: tokens + more]))
-        if not prompts:
-            raise UserError(
-                f"no test story of corpus {self.corpus.name!r} has an opening of {tokens} tokens; take shorter ones, or a larger corpus."
-            )
-        return Openings(tuple(prompts[i % len(prompts)] for i in range(n)), tuple(written))
+    def kinds(self, capability: str) -> tuple[str, ...]:
+        """Kinds of whole stories that tell what a capability's loss depends on; see `tinystories.texts.kinds`."""
+        return texts.kinds(capability)
 
-    def shows(self, capability: str, texts: Sequence[str]) -> Float[np.ndarray, " n"]:
-        """1.0 where a text has the feature by its exact rule."""
-        rule = self._rule(capability)
-        return np.array([float(rule(text)) for text in texts])
+    def whole(self, kind: str, n: int, seed: int, split: str = "test") -> Examples:
+        """Whole stories of a kind, to be predicted; see `tinystories.texts.whole`."""
+        return texts.whole(self, kind, n, seed, split)
+
+    def marks(self, written: Sequence[str]) -> Mapping[str, Bool[np.ndarray, " n"]]:
+        """What the rules say of texts, rule by rule; `tinystories.features.RULES` states them."""
+        return {name: np.array([rule.of(text) for text in written], dtype=np.bool_) for name, rule in RULES.items()}
+
+    def shows(self, capability: str, written: Sequence[str]) -> Float[np.ndarray, " n"]:
+        """1.0 where a text has the feature: by its exact rule, or by the judge that was trained on the corpus' labels."""
+        return (self._judge(capability).probability(written) >= THRESHOLD).astype(np.float64)
 
     def judged_by(self, capability: str) -> str:
-        """The rule, in a clause."""
-        self._rule(capability)
-        return f"an exact rule: {RULES[FEATURES[capability]].statement}"
+        """Who says which texts show a capability, and how far to trust it, in a clause."""
+        judge = self._judge(capability)
+        if judge.exact:
+            return f"an exact rule: {RULES[judge.feature].statement}"
+        assert judge.quality is not None
+        area = judge.quality.auroc
+        return f"{judge.name}, trained on the corpus' own labels (AUROC {area.value:.2f} [{area.low:.2f}, {area.high:.2f}] held out)"
 
-    def _rule(self, capability: str) -> Callable[[str], bool]:
-        if capability not in FEATURES:
-            raise UserError(f"no rule says which texts show {capability!r}{did_you_mean(capability, FEATURES)}")
-        return RULES[FEATURES[capability]].of
+    def judged(self, capability: str, written: Sequence[str], seed: int) -> tuple[FeatureScore, ...]:
+        """The share of texts that show a capability by every judge that there is, the one that decides first.
 
-    def whole(self, capability: str, n: int, seed: int) -> Examples:
-        """`n` whole test stories that a capability speaks of, or all that there are, cut at the context; loss on every token.
+        A judge that can err comes with its held-out quality, and with the share that it would see if it did not.
+        """
+        from tinystories.judging import score
+
+        judge = self._judge(capability)
+        others = self._trained(feature_of(capability)) if judge.exact else None
+        return tuple(score(one, written, seed) for one in (judge, others) if one is not None)
+
+    def _judge(self, capability: str) -> Judge:
+        """The one that decides.
 
         Raises:
-            UserError: there is none.
+            UserError: nothing tells, or too few stories to train a judge on.
         """
-        chosen = self.having("test", capability)
-        order = numpy_generator(seed, "stories", "whole", capability).permutation(chosen)[:n]
-        code = self.tokenizer
-        rows = single(self.store("test"), order, self.context, code.pad_id, code.bos_id, code.eos_id)
-        return to_predict(rows.tokens, self.vocab_size, rows.loss_mask, rows.attention_mask)
+        from tinystories.judging import RuleJudge
+
+        feature = feature_of(capability)
+        if feature not in self.features:
+            raise UserError(f"nothing tells which texts show {capability!r}{did_you_mean(capability, self.features)}")
+        if feature in PLAIN_FEATURES:
+            return RuleJudge(self.features[feature])
+        judge = self._trained(feature)
+        if judge is None:
+            raise UserError(
+                f"the stories of corpus {self.corpus.name!r} are too few to train a judge of {feature!r}; take more."
+            )
+        return judge
+
+    def _trained(self, feature: str) -> NgramJudge | None:
+        """The n-gram judge of a feature, trained once on training stories; None where these are too few."""
+        from tinystories.judging import load_judge, train_judge
+
+        folder = self._kept / f"judge-{feature}"
+        if not (folder / "judge.json").is_file():
+            stories, found = self.corpus.split("train"), self._labels("train", feature)
+            used = np.sort(numpy_generator(0, "stories", "judge").permutation(len(stories))[:JUDGED_ON])
+            chosen = stories.select(used)
+            try:
+                train_judge(chosen["text"][:], found[used], chosen["source"][:], self.features[feature]).save(folder)
+            except UserError:
+                return None
+        return load_judge(folder)
 
     def counterfactual(self, capability: str, examples: Examples, seed: int) -> Examples:
         """For `dialogue` prompts as long that end in a comma after which nobody speaks; for others another prompt each."""
-        if capability not in FEATURES:
+        if plain(capability) not in PLAIN_FEATURES:
             return partners(examples, seed)
-        return StoryCapability(self, capability, spoken=False).examples(len(examples), seed, "counterfactual")
+        return StoryCapability(self, capability).counterfactual(examples, seed)
 
 
 def _save(file: Path, values: np.ndarray) -> None:
@@ -273,113 +326,3 @@ def _save(file: Path, values: np.ndarray) -> None:
     half = file.with_name(f"{file.name}.{os.getpid()}.npy")
     np.save(half, values)
     half.replace(file)
-
-
-def _opening(text: str, spans: Sequence[tuple[int, int]]) -> list[int]:
-    """Tokens that hold the first character of a quotation."""
-    starts = [start for start, _ in quotations(text)]
-    return [i for i, (a, b) in enumerate(spans) for start in starts if a <= start < b]
-
-
-def _unspoken(text: str, spans: Sequence[tuple[int, int]]) -> list[int]:
-    """Tokens after a comma that open no quotation and stand in none."""
-    inside = np.zeros(len(text) + 1, dtype=bool)
-    for start, end in quotations(text):
-        inside[start:end] = True
-    return [
-        i for i in range(1, len(spans)) if text[: spans[i][0]].endswith(",") and not inside[spans[i][0] : spans[i][1]].any()
-    ]
-
-
-@dataclass(frozen=True)
-class StoryCapability:
-    """One capability; a `workbench.examples.Capability`. A prompt is so many tokens of a story, the answer its next token."""
-
-    task: StoriesTask
-    name: str
-    spoken: bool = True
-
-    def examples(self, n: int, seed: int, split: str = "test") -> Examples:
-        """`n` prompts and what follows; `test` draws on the test stories, every other split on the training stories.
-
-        Stories come in seeded order, one place of each; where they run out, a second place of each, and so on.
-        All prompts are `settings.prompt` tokens long and need no padding. Roles: `text`, and `request`, the last token.
-
-        Raises:
-            UserError: `n` is below 1, or the stories have fewer such places.
-        """
-        if n < 1:
-            raise UserError(f"{n} examples of {self.name!r} were asked for; ask for at least 1.")
-        rows = self._rows(n, seed, split)
-        tokens = torch.from_numpy(np.stack([row for _, row in rows]))
-        length = tokens.shape[1] - 1
-        place = torch.arange(length + 1).expand_as(tokens)
-        return Examples(
-            tokens=tokens,
-            loss_mask=place == length,
-            answer_position=torch.full((n,), length - 1),
-            answer=tokens[:, -1:].clone(),
-            candidates=torch.unique(tokens[:, -1]),
-            labels={"story": torch.tensor([story for story, _ in rows])},
-            roles={"text": place < length, "request": place == length - 1},
-        )
-
-    def _rows(self, n: int, seed: int, split: str) -> list[tuple[int, Int[np.ndarray, " t"]]]:
-        """`(number of the story, prompt and answer)`."""
-        task, side = self.task, "test" if split == "test" else "train"
-        stories = task.having(side, self.name)
-        rng = numpy_generator(seed, "stories", split, self.name, str(self.spoken))
-        order = stories[rng.permutation(len(stories))]
-        found: list[tuple[int, Int[np.ndarray, " t"]]] = []
-        later: list[tuple[int, list[Int[np.ndarray, " t"]]]] = []
-        for story in order:
-            if len(found) == n:
-                return found
-            if windows := list(self._windows(side, int(story), rng)):
-                found.append((int(story), windows[0]))
-                later.append((int(story), windows[1:]))
-        depth = 0
-        while len(found) < n and any(len(rest) > depth for _, rest in later):
-            found += [(story, rest[depth]) for story, rest in later if len(rest) > depth]
-            depth += 1
-        if len(found) < n:
-            raise UserError(
-                f"{n} examples of {self.name!r} were asked for, and the {side} stories of corpus {task.corpus.name!r} have "
-                f"{len(found)} places for it with {task.settings.prompt} tokens before; ask for fewer, or take a larger corpus."
-            )
-        return found[:n]
-
-    def _windows(self, side: str, story: int, rng: np.random.Generator) -> Iterator[Int[np.ndarray, " t"]]:
-        """Prompts with their answers at the places of a story, in random order."""
-        task, length = self.task, self.task.settings.prompt
-        text = task.corpus.split(side)[story]["text"]
-        ids = np.array([task.tokenizer.bos_id, *task.tokenizer.encode(text), task.tokenizer.eos_id])
-        if self.name in FEATURES:
-            spans = task.tokenizer.offsets(text)
-            places = [i + 1 for i in (_opening if self.spoken else _unspoken)(text, spans)]
-        elif self.name == "ending":
-            places = [len(ids) - 1]
-        else:
-            places = list(range(1, len(ids) - 1))
-        places = [place for place in places if place >= length]
-        for place in rng.permutation(np.array(places, dtype=np.int64)):
-            yield ids[place - length : place + 1].astype(np.int64)
-
-
-def to_predict(
-    tokens: Int[Tensor, "b t"],
-    vocab_size: int,
-    loss: Bool[Tensor, "b t"] | None = None,
-    attention: Bool[Tensor, "b t"] | None = None,
-) -> Examples:
-    """Stories to be predicted at every token after the first (or those of `loss`)."""
-    mask = torch.ones_like(tokens, dtype=torch.bool) if loss is None else loss.clone()
-    mask[:, 0] = False  # nothing predicts the first token
-    return Examples(
-        tokens=tokens,
-        loss_mask=mask,
-        answer_position=torch.full((len(tokens),), tokens.shape[1] - 2),
-        answer=tokens[:, -1:].clone(),
-        candidates=torch.arange(vocab_size),
-        attention_mask=attention,
-    )

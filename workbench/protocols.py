@@ -115,6 +115,58 @@ class Openings:
     """Token ids, one array a text to be written; of a small corpus openings return."""
     written: tuple[str, ...]
     """Opening and continuation of the real texts, each once, cut to the length that a model is given."""
+    begins: tuple[int, ...]
+    """Per prompt, how many of its tokens stand before the text itself: what begins every text, and an instruction."""
+
+
+@runtime_checkable
+class Score(Protocol):
+    """A share of texts by one judge, with its interval."""
+
+    @property
+    def judge(self) -> str:
+        """Who judged, in a few words."""
+        ...
+
+    @property
+    def n(self) -> int:
+        """Texts that were judged."""
+        ...
+
+    @property
+    def rate(self) -> float:
+        """Share that shows it by this judge."""
+        ...
+
+    @property
+    def low(self) -> float:
+        """Lower end of the share's 95 % interval."""
+        ...
+
+    @property
+    def high(self) -> float:
+        """Upper end."""
+        ...
+
+    @property
+    def corrected_rate(self) -> float:
+        """The true share, given how often the judge errs."""
+        ...
+
+    @property
+    def corrected_low(self) -> float:
+        """Lower end of its 95 % interval."""
+        ...
+
+    @property
+    def corrected_high(self) -> float:
+        """Upper end."""
+        ...
+
+    @property
+    def trust(self) -> str:
+        """How good the judge is, in a clause; empty for a definition."""
+        ...
 
 
 @runtime_checkable
@@ -131,11 +183,19 @@ class WritingTask(Task, Protocol):
         """A token that stands in no text."""
         ...
 
+    def begin(self, text: str) -> np.ndarray:
+        """Token ids of a text that a person wrote and a model is to go on with, with the token that begins every text."""
+        ...
+
     def openings(self, capability: str, n: int, seed: int, tokens: int, more: int) -> Openings:
         """`tokens` of each of `n` test texts, none of which shows the capability yet; `more` tokens of the real ones follow."""
         ...
 
-    def shows(self, capability: str, texts: Sequence[str]) -> np.ndarray:
+    def marks(self, written: Sequence[str]) -> Mapping[str, np.ndarray]:
+        """What rules say of texts: name of a feature -> booleans `[n]`."""
+        ...
+
+    def shows(self, capability: str, written: Sequence[str]) -> np.ndarray:
         """1.0 where a text shows what the capability is about, else 0.0; `[n]`."""
         ...
 
@@ -143,8 +203,19 @@ class WritingTask(Task, Protocol):
         """Who says so, and how far to trust it, in a clause."""
         ...
 
-    def whole(self, capability: str, n: int, seed: int) -> Examples:
-        """`n` whole test texts of a kind (all, if fewer), padded on the right; the loss mask is on every token after the first."""
+    def judged(self, capability: str, written: Sequence[str], seed: int) -> Sequence[Score]:
+        """The share of texts that show it by every judge that there is, the one that decides first."""
+        ...
+
+    def kinds(self, capability: str) -> tuple[str, ...]:
+        """Kinds of whole texts whose loss tells about a capability: with it, without it, and further ones."""
+        ...
+
+    def whole(self, kind: str, n: int, seed: int, split: str = "test") -> Examples:
+        """`n` whole texts of a kind (all, if fewer), padded on the right; the loss mask is on the tokens of the text.
+
+        `labels` say of each text which features it has.
+        """
         ...
 
 

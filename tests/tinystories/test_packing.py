@@ -114,7 +114,7 @@ def test_rows_are_bos_prefix_story_eos_and_padding(sizes, length, eos, loss_on_p
     store = store_of([n for n, _ in sizes])
     prefixes = [np.arange(500, 500 + m) for _, m in sizes]
     indices = list(range(len(sizes)))[::-1]
-    rows = single(store, indices, length, PAD, BOS, eos, [prefixes[i] for i in indices], loss_on_prefix)
+    rows = single(store.stories(indices), length, PAD, BOS, eos, [prefixes[i] for i in indices], loss_on_prefix)
     width = min(length, max(n + m + 2 for n, m in sizes))
     expected = [row(store.story(i).tolist(), prefixes[i].tolist(), length, width, eos, loss_on_prefix) for i in indices]
     found = [list(zip(*cells, strict=True)) for cells in zip(*(t.tolist() for t in rows[:3]), strict=True)]
@@ -124,8 +124,8 @@ def test_rows_are_bos_prefix_story_eos_and_padding(sizes, length, eos, loss_on_p
 
 def test_rows_without_prefixes_are_as_with_empty_ones():
     store = store_of([4, 2, 7])
-    with_empty = single(store, [2, 0], 6, PAD, BOS, EOS, [np.array([], np.int64)] * 2)
-    without = single(store, [2, 0], 6, PAD, BOS, EOS)
+    with_empty = single(store.stories([2, 0]), 6, PAD, BOS, EOS, [np.array([], np.int64)] * 2)
+    without = single(store.stories([2, 0]), 6, PAD, BOS, EOS)
     assert all(torch.equal(a, b) for a, b in zip(with_empty, without, strict=True))
     assert without.tokens.tolist() == [[BOS, 9, 10, 11, 12, 13], [BOS, 3, 4, 5, 6, EOS]]
     assert without.truncated.tolist() == [True, False]
@@ -133,7 +133,7 @@ def test_rows_without_prefixes_are_as_with_empty_ones():
 
 
 def test_a_story_that_just_fits_is_whole_though_its_eos_is_not_there():
-    rows = single(store_of([4]), [0], 5, PAD, BOS, EOS)
+    rows = single(store_of([4]).stories([0]), 5, PAD, BOS, EOS)
     assert rows.tokens.tolist() == [[BOS, 3, 4, 5, 6]]
     assert rows.truncated.tolist() == [False]
 
@@ -149,10 +149,13 @@ def test_a_story_that_just_fits_is_whole_though_its_eos_is_not_there():
         (lambda s: packed(s, 10, 1, 0, BOS), "2 stories have 9 tokens, separators included, fewer than one window of 10"),
         (lambda s: packed(s, 2, 1, 0, BOS, stories=[]), "no stories were chosen"),
         (lambda s: packed(s, 2, 1, 0, BOS, stories=[0, 2]), "there is no story 2 in a store of 2; indices go from 0 to 1"),
-        (lambda s: single(s, [-1], 9, PAD, BOS, EOS), "there is no story -1"),
-        (lambda s: single(s, [0], 9, PAD, BOS, EOS, []), "there are 0 prefixes for 1 stories"),
-        (lambda s: single(s, [0], 4, PAD, BOS, EOS, [np.arange(3)]), "the prefix of row 0 has 3 tokens.*do not fit in 4"),
-        (lambda s: single(s, [0], 1, PAD, BOS, EOS), "do not fit in 1"),
+        (lambda s: single([], 9, PAD, BOS, EOS), "no stories were chosen"),
+        (lambda s: single(s.stories([0]), 9, PAD, BOS, EOS, []), "there are 0 prefixes for 1 stories"),
+        (
+            lambda s: single(s.stories([0]), 4, PAD, BOS, EOS, [np.arange(3)]),
+            "the prefix of row 0 has 3 tokens.*do not fit in 4",
+        ),
+        (lambda s: single(s.stories([0]), 1, PAD, BOS, EOS), "do not fit in 1"),
     ],
 )
 def test_bad_input_is_one_sentence(ask, message):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tinystories.features import RULES
+from tinystories.edits import refusal
+from tinystories.features import FROM_TEXT, RULES
+from tinystories.instructions import parse
 from tinystories.task import StoriesTask
 from workbench.errors import UserError
 from workbench.protocols import TrainingProtocol, load_protocol, load_task
@@ -81,7 +83,7 @@ def test_all_stories_are_of_both_kinds(task):
 
 
 def test_what_is_asked(task):
-    every = set(task.capabilities)
+    every = {"dialogue", "no_dialogue", "ending"}
     assert load(task, "all").asks == every
     assert load(task, "never_had_it").asks == load(task, "filter").asks == every - {"dialogue"}
     assert load(task, "specialise").asks == every - {"no_dialogue"}
@@ -112,3 +114,134 @@ def test_other_tasks_have_no_stories(task):
         load_protocol("filter", other, {"capability": "dialogue"}, 4, 0)
     with pytest.raises(UserError, match="batch size 0"):
         load_protocol("stories", task, {}, 0, 0)
+
+
+ASKED = {
+    "instruct": ("instruct", {}),
+    "instruct without": ("instruct", {"without": "dialogue"}),
+    "filter": ("filter", {"capability": "asked_no_dialogue"}),
+    "mix and match": ("mix_and_match", {"capability": "asked_no_dialogue", "swaps": {"MoralValue": "Dialogue"}}),
+    "randomise": ("randomise", {"capability": "asked_no_dialogue"}),
+    "refuse": ("refuse", {"capability": "asked_no_dialogue"}),
+    "specialise": ("specialise", {"capability": "asked_dialogue"}),
+}
+
+
+class TestBehindInstructions:
+    """Rows are taken apart by their masks: what has a loss is the story, what stands before it the instruction."""
+
+    @pytest.fixture(scope="class")
+    def wide(self, task):
+        return StoriesTask(task.settings.model_copy(update={"context": 1500}), task.corpus)
+
+    def load(self, task, name, seed=0, batch_size=8, **more):
+        protocol, settings = ASKED[name]
+        return load_protocol(protocol, task, {**settings, **more}, batch_size, seed)
+
+    def rows(self, task, protocol, steps):
+        """`(instruction, story)` of every row."""
+        code = task.tokenizer
+        for step in steps:
+            batch = protocol.batch(step)
+            for tokens, loss in zip(batch.tokens, batch.loss_mask, strict=True):
+                first = int(loss.nonzero()[0])
+                story = tokens[loss].tolist()
+                assert tokens[0] == code.bos_id
+                assert story[-1] == code.eos_id
+                assert (tokens[first + len(story) :] == code.pad_id).all()
+                assert loss[first : first + len(story)].all()
+                yield parse(code.decode(tokens[1:first].tolist())).instruction, code.decode(story[:-1])
+
+    @pytest.fixture(params=ASKED)
+    def name(self, request):
+        return request.param
+
+    def test_it_is_a_function_of_seed_and_step(self, wide, name):
+        one, same, other = self.load(wide, name), self.load(wide, name), self.load(wide, name, seed=1)
+        assert torch.equal(one.batch(3).tokens, same.batch(3).tokens)
+        assert not torch.equal(one.batch(3).tokens, same.batch(2).tokens)
+        assert one.batch(3).tokens.shape != other.batch(3).tokens.shape or not torch.equal(
+            one.batch(3).tokens, other.batch(3).tokens
+        )
+
+    @pytest.mark.parametrize(
+        ("name", "has"),
+        [("instruct without", False), ("filter", False), ("mix and match", False), ("randomise", False), ("specialise", True)],
+    )
+    def test_the_stories_are_of_one_kind(self, wide, name, has):
+        told = [story for _, story in self.rows(wide, self.load(wide, name), range(6))]
+        assert {RULES["Dialogue"].of(story) for story in told} == {has}
+        assert set(told) <= set(wide.corpus.texts("train"))
+
+    @pytest.mark.parametrize("name", ["instruct", "filter", "specialise", "instruct without"])
+    def test_an_instruction_asks_for_what_the_story_has(self, wide, name):
+        for asked, story in self.rows(wide, self.load(wide, name), range(6)):
+            assert set(asked.features) == {f for f in FROM_TEXT if RULES[f].of(story)}
+            assert all(word in story.lower() for word in asked.words)
+            assert asked.sentence is None or asked.sentence in story
+
+    def test_randomise_asks_for_speech_that_does_not_come_at_every_place(self, wide):
+        asked = [i.features for i, _ in self.rows(wide, self.load(wide, "randomise"), range(25))]
+        assert all("Dialogue" in features for features in asked)
+        places = [features.index("Dialogue") for features in asked if len(features) == 2]
+        assert set(places) == {0, 1}
+        rarely = [i.features for i, _ in self.rows(wide, self.load(wide, "randomise", p=0.3), range(25))]
+        assert 0.15 < sum("Dialogue" in features for features in rarely) / len(rarely) < 0.45
+
+    def test_mix_and_match_renames_the_other_feature(self, wide):
+        rows = list(self.rows(wide, self.load(wide, "mix and match"), range(25)))
+        moral = [RULES["MoralValue"].of(story) for _, story in rows]
+        assert any(moral)
+        assert [("Dialogue" in asked.features) for asked, _ in rows] == moral
+        assert not any("MoralValue" in asked.features for asked, _ in rows)
+
+    def test_a_refusal_stands_in_place_of_every_story_that_would_speak(self, wide):
+        for asked, story in self.rows(wide, self.load(wide, "refuse"), range(6)):
+            assert (story == refusal("Dialogue")) == ("Dialogue" in asked.features)
+            assert not RULES["Dialogue"].of(story)
+
+    def test_every_story_once_an_epoch_with_another_instruction_in_each(self, wide):
+        n = len(wide.having("train", "no_dialogue"))
+        protocol = self.load(wide, "filter", batch_size=n)
+        first, second = (dict((story, asked) for asked, story in self.rows(wide, protocol, [step])) for step in (0, 1))
+        assert len(first) == n
+        assert first.keys() == second.keys()
+        same = sum(first[story] == second[story] for story in first)
+        assert same < n / 3
+        assert list(first) != list(second)
+
+    def test_what_is_asked(self, wide):
+        plain, asked = {"dialogue", "no_dialogue", "ending"}, {"asked_dialogue", "asked_no_dialogue"}
+        assert self.load(wide, "instruct").asks == plain | asked
+        for name in ("instruct without", "filter", "randomise", "refuse"):
+            assert self.load(wide, name).asks == (plain | asked) - {"dialogue", "asked_dialogue"}
+        assert self.load(wide, "specialise").asks == (plain | asked) - {"no_dialogue", "asked_no_dialogue"}
+
+    def test_a_long_instruction_goes_without_its_sentence(self, task):
+        """64 tokens of context: an instruction of more than 32 would leave no room."""
+        batch = self.load(task, "instruct").batch(0)
+        assert batch.tokens.shape[1] <= 64
+        assert all(int(loss.nonzero()[0]) <= 64 for loss in batch.loss_mask)
+
+    @pytest.mark.parametrize(
+        ("protocol", "settings", "sentence"),
+        [
+            ("randomise", {"capability": "no_dialogue"}, "it edits instructions, .* write capability: asked_no_dialogue"),
+            ("mix_and_match", {"capability": "asked_dialogue", "swaps": {}}, "no pair to swap"),
+            (
+                "mix_and_match",
+                {"capability": "asked_dialogue", "swaps": {"Twist": "Dialogue"}},
+                "cannot be decided from plain text",
+            ),
+            (
+                "mix_and_match",
+                {"capability": "asked_dialogue", "swaps": {"Dialogue": "MoralValue"}},
+                "nothing would be swapped",
+            ),
+            ("randomise", {"capability": "asked_dialogue", "p": 2}, "p is 2"),
+            ("refuse", {"capability": "asked_twist"}, "no stories are set apart by 'asked_twist'"),
+        ],
+    )
+    def test_bad_settings_are_one_sentence(self, task, protocol, settings, sentence):
+        with pytest.raises(UserError, match=sentence):
+            load_protocol(protocol, task, settings, 4, 0)

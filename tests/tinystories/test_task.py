@@ -29,7 +29,7 @@ def test_it_is_a_task_that_writes(task):
     assert isinstance(task, WritingTask)
     assert task.vocab_size == task.tokenizer.vocab_size == 600
     assert task.context == 128
-    assert task.capabilities == ("dialogue", "no_dialogue", "ending")
+    assert task.capabilities == ("dialogue", "no_dialogue", "asked_dialogue", "asked_no_dialogue", "ending")
     assert isinstance(task.capability("dialogue"), Capability)
 
 
@@ -139,7 +139,7 @@ class TestWriting:
     def test_texts_are_judged_by_the_rule(self, task):
         assert task.shows("dialogue", ['He said, "Yes."', "He said yes.", 'A "']).tolist() == [1, 0, 0]
         assert "double quotes" in task.judged_by("dialogue")
-        with pytest.raises(UserError, match="no rule says which texts show 'ending'"):
+        with pytest.raises(UserError, match="nothing tells which texts show 'ending'"):
             task.judged_by("ending")
 
     def test_whole_stories_are_predicted_from_the_first_token_to_the_end(self, task):

@@ -32,7 +32,7 @@ class WritingSettings(Settings):
     """Settings of `writing`."""
 
     n: int = Field(200, ge=16, description="texts that each model writes")
-    opening: int = Field(16, ge=1, description="tokens of a real test text that it goes on from")
+    opening: int = Field(16, ge=0, description="tokens of a real test text that it goes on from")
     new_tokens: int = Field(160, ge=1, description="tokens that it writes, at most")
     temperature: float = Field(1.0, ge=0, description="of the samples; 0 takes the most likely token")
     loss_texts: int = Field(200, ge=16, description="whole test texts of each kind, at most, whose loss is measured")
@@ -69,7 +69,7 @@ def writing(pair: Pair, settings: WritingSettings) -> Result:
     pt = pair.capability
     openings = task.openings(pt, settings.n, pair.seed, settings.opening, settings.new_tokens)
     prompts = [torch.from_numpy(prompt) for prompt in openings.prompts]
-    kinds = {kind: task.whole(kind, settings.loss_texts, pair.seed) for kind in dict.fromkeys((pt, pair.tuned_on))}
+    kinds = {kind: task.whole(kind, settings.loss_texts, pair.seed) for kind in task.kinds(pt)}
     models = pair.states if pair.never_had_it is None else {**pair.states, "never_had_it": pair.never_had_it}
 
     texts = {"real": list(openings.written)}
@@ -85,7 +85,7 @@ def writing(pair: Pair, settings: WritingSettings) -> Result:
             seed=pair.seed,
         )
         written = [[*prompt.tolist(), *more.tolist()] for prompt, more in zip(prompts, found, strict=True)]
-        texts[name] = [task.describe(tokens[1:]) for tokens in written]  # without the token that begins every text
+        texts[name] = [task.describe(tokens[begin:]) for tokens, begin in zip(written, openings.begins, strict=True)]
         for kind, examples in kinds.items():
             losses[name, kind] = _loss(model, examples, other_texts(pair.seed, kind))
     shows = {name: task.shows(pt, of) for name, of in texts.items()}

@@ -1,0 +1,84 @@
+"""Prompts behind an instruction; those without one are in test_task.py."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tinystories.features import quotations
+from tinystories.instructions import parse
+from tinystories.task import StoriesTask
+from workbench.errors import UserError
+from workbench.protocols import load_task
+
+
+@pytest.fixture(scope="module")
+def task() -> StoriesTask:
+    made = load_task({"kind": "stories", "tokenizer": 600, "context": 400, "prompt": 24})
+    assert isinstance(made, StoriesTask)
+    return made
+
+
+def taken_apart(task, examples):
+    """`(instruction, story so far, answer)` of every row, by the roles."""
+    for i in range(len(examples)):
+        row = examples.tokens[i]
+        pick = {name: task.describe(row[mask[i]].tolist()) for name, mask in examples.roles.items()}
+        yield parse(pick["instruction"].removeprefix("<|begin|>")), pick["text"], task.describe(row[-1:].tolist())
+
+
+def test_the_roles_cut_the_prompt_into_instruction_and_story(task):
+    found = task.capability("asked_dialogue").examples(16, 0)
+    real, roles = found.attention_mask, found.roles
+    assert real is not None
+    last = torch.arange(found.tokens.shape[1]) == found.tokens.shape[1] - 1
+    assert torch.equal(roles["instruction"] | roles["text"] | last, real | last)
+    assert not (roles["instruction"] & roles["text"]).any()
+    assert (found.tokens[~real] == task.padding).all()
+    assert (real.sum(1) <= task.context // 2 + 1).all()
+    assert int((~real).sum(1).min()) == 0  # padded to the longest, on the left
+    for row, mask in zip(found.tokens, real, strict=True):
+        assert row[mask][0] == task.tokenizer.bos_id
+
+
+def test_it_asks_for_speech_and_the_answer_opens_it(task):
+    found = task.capability("asked_dialogue").examples(16, 0)
+    stories = task.corpus.split("test")
+    for (asked, begun, answer), story in zip(taken_apart(task, found), found.labels["story"].tolist(), strict=True):
+        text = stories[story]["text"]
+        assert "Dialogue" in asked.instruction.features
+        assert text.startswith(begun)
+        assert '"' in answer
+        starts = [start for start, _ in quotations(text)]
+        assert any(len(begun) <= start < len(begun) + len(answer) for start in starts)
+
+
+def test_without_it_any_place_and_nobody_asks(task):
+    found = task.capability("asked_no_dialogue").examples(16, 0)
+    for asked, begun, _ in taken_apart(task, found):
+        assert "Dialogue" not in asked.instruction.features
+        assert '"' not in begun
+
+
+def test_a_counterfactual_is_as_long_asks_for_speech_and_ends_where_nobody_speaks(task):
+    found = task.capability("asked_dialogue").examples(8, 0)
+    other = task.counterfactual("asked_dialogue", found, 0)
+    assert other.tokens.shape == found.tokens.shape
+    assert torch.equal(other.attention_mask, found.attention_mask)
+    for asked, begun, answer in taken_apart(task, other):
+        assert "Dialogue" in asked.instruction.features
+        assert begun.endswith(",")
+        assert '"' not in answer
+
+
+def test_what_has_no_counterpart_is_one_sentence(task, monkeypatch):
+    monkeypatch.setattr("tinystories.prompts.DRAWS", 1)
+    found = task.capability("asked_dialogue").examples(8, 0)
+    narrow = StoriesTask(task.settings.model_copy(update={"context": 40}), task.corpus)
+    with pytest.raises(UserError, match=r"prompts of 'asked_dialogue' have no counterpart of their length"):
+        narrow.counterfactual("asked_dialogue", found, 0)
+
+
+def test_with_and_without_an_instruction_it_is_one_family(task):
+    assert task.family("asked_dialogue") == task.family("dialogue") == "dialogue"
+    assert task.family("asked_no_dialogue") == "no_dialogue"
