@@ -36,6 +36,7 @@ from tinystories.building import SPLITS, Counts, build, hashes_of
 from tinystories.sources import Row, extension, has_labels, read_rows
 from workbench.errors import UserError, did_you_mean
 from workbench.files import atomic_folder, atomic_json, atomic_text, canonical_json, sweep
+from workbench.hub import home
 
 if TYPE_CHECKING:
     import datasets
@@ -125,7 +126,7 @@ def load_corpus(
     """
     if limit is not None and limit < 1:
         raise UserError(f"limit is {limit}; it must be at least 1, or None for all stories.")
-    folder = Path(cache) if cache is not None else hub.home() / "revival"
+    folder = Path(cache) if cache is not None else home() / "revival"
     path = _local(name)
     if path is None:
         return _from_hub(name, revision, folder, limit)

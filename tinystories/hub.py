@@ -6,27 +6,19 @@ both are read by the same code. With `HF_HUB_OFFLINE=1` that cache alone is used
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, cast
 
 from tinystories.sources import EXTENSIONS, extension
 from workbench.errors import UserError
-from workbench.files import DiskFull, is_disk_full
+from workbench.hub import PATIENCE, Unreachable, asking, cache, offline
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})")
-_CLIENTS = ("httpx", "httpx2", "httpcore", "requests")
-_PATIENCE = 10
-"""Seconds until a hub that does not answer counts as unreachable."""
 _HELD_OUT = {"validation", "valid", "val", "dev", "test", "eval"}
-
-
-class Unreachable(UserError):
-    """Neither the hub nor its cache has the data set."""
 
 
 class Files(NamedTuple):
@@ -35,20 +27,6 @@ class Files(NamedTuple):
     stories: tuple[Path, ...]
     held_out: tuple[Path, ...] = ()
     """Validation and test files of a data set that has training files too."""
-
-
-def home() -> Path:
-    """The folder of Hugging Face's caches: `HF_HOME`, as it is set now, or the default."""
-    from huggingface_hub import constants
-
-    return Path(os.environ.get("HF_HOME") or constants.HF_HOME).expanduser()
-
-
-def offline() -> bool:
-    """Whether `HF_HUB_OFFLINE` is set, now or when huggingface_hub was imported."""
-    from huggingface_hub import constants
-
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"} or constants.HF_HUB_OFFLINE
 
 
 def resolve(name: str, revision: str | None) -> tuple[str, bool]:
@@ -62,7 +40,7 @@ def resolve(name: str, revision: str | None) -> tuple[str, bool]:
 
     if not offline():
         with suppress(Unreachable), _asking(name, revision):
-            return str(HfApi().dataset_info(name, revision=revision, timeout=_PATIENCE).sha), True
+            return str(HfApi().dataset_info(name, revision=revision, timeout=PATIENCE).sha), True
     return _snapshot(name, revision, ["README.md"], local=True).name, False
 
 
@@ -104,50 +82,16 @@ def files_of(path: Path) -> Files:
 def _snapshot(name: str, revision: str | None, patterns: list[str], local: bool) -> Path:
     from huggingface_hub import snapshot_download
 
-    # Set after the import of the library, HF_HOME would not be seen by it.
-    cache = os.environ.get("HF_HUB_CACHE") or (home() / "hub" if os.environ.get("HF_HOME") else None)
     with _asking(name, revision):
         return Path(
             snapshot_download(
-                name, repo_type="dataset", revision=revision, allow_patterns=patterns, cache_dir=cache, local_files_only=local
+                name, repo_type="dataset", revision=revision, allow_patterns=patterns, cache_dir=cache(), local_files_only=local
             )
         )
 
 
-@contextmanager
-def _asking(name: str, revision: str | None) -> Generator[None]:
-    """The refusals of the hub and its library, as one sentence."""
-    from huggingface_hub import errors
-
-    try:
-        yield
-    except errors.HFValidationError:
-        raise UserError(f"{name!r} is no name of a hub data set; write owner/name, a local path, or 'sample'.") from None
-    except errors.GatedRepoError:
-        raise UserError(f"the data set {name!r} is gated; accept its terms on the hub and log in (hf auth login).") from None
-    except errors.RepositoryNotFoundError:
-        raise UserError(
-            f"the hub has no data set {name!r} that you may read; check the name, or log in (hf auth login)."
-        ) from None
-    except errors.RevisionNotFoundError:
-        raise UserError(
-            f"the data set {name!r} has no revision {revision!r}; give a branch, a tag or a commit of it."
-        ) from None
-    except Exception as error:  # the library lets its HTTP client's own errors through, and has changed that client before
-        if is_disk_full(error):
-            raise DiskFull(
-                f"the data set {name!r} was not fetched because the disk or your quota is full; make room."
-            ) from error
-        if not isinstance(error, OSError | errors.HfHubHTTPError) and type(error).__module__.split(".")[0] not in _CLIENTS:
-            raise
-        why = (
-            "HF_HUB_OFFLINE is set and its cache lacks it" if offline() else "the hub cannot be reached and its cache lacks it"
-        )
-        at = f" at revision {revision!r}" if revision else ""
-        raise Unreachable(
-            f"the data set {name!r}{at} was not loaded because {why}; fill the cache on a machine with a network and copy HF_HOME "
-            "(then HF_HUB_OFFLINE=1 works), give a local folder instead, or use 'sample'."
-        ) from error
+def _asking(name: str, revision: str | None) -> AbstractContextManager[None]:
+    return asking("data set", name, revision, "a local folder, or 'sample'")
 
 
 def _configured(folder: Path) -> list[tuple[str, list[str]]]:

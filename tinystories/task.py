@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +15,11 @@ from pydantic import Field
 
 from tinystories import texts
 from tinystories.features import RULES
-from tinystories.hub import home
 from tinystories.prompts import ASKED, WITHOUT, StoryCapability, feature_of, plain
 from tinystories.told import Told, begin
 from workbench.errors import UserError, did_you_mean
 from workbench.examples import Correlation, Examples, partners
+from workbench.hub import home
 from workbench.protocols import Openings
 from workbench.seeds import numpy_generator
 from workbench.settings import Settings, read_settings
@@ -111,6 +112,27 @@ class StoriesTask:
         folder = self._kept / f"tokenizer-{wanted}"
         whole = (folder / "tokenizer.json").is_file()  # written last; two processes at once write the same bytes
         return load_tokenizer(folder) if whole else train_bpe(self.corpus.texts("train"), wanted, folder)
+
+    def check_tokenizer(self, folder: Path, rows: int) -> None:
+        """Refuse a folder whose tokenizer writes some training stories with other ids; without one the rows must fit the ids.
+
+        Raises:
+            UserError: other ids, a tokenizer that cannot be opened, or more rows than padding of the vocabulary explains.
+        """
+        from tinystories.tokenizer import check_fits, load_tokenizer
+
+        check_fits(self.tokenizer, rows)
+        if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+            return
+        other = load_tokenizer(folder)
+        if other.sha256 == self.tokenizer.sha256:
+            return
+        some = list(islice(self.corpus.texts("train"), 16))
+        if any(not np.array_equal(a, b) for a, b in zip(*(t.encode_many(some) for t in (self.tokenizer, other)), strict=True)):
+            raise UserError(
+                f"task.tokenizer {self.settings.tokenizer!r} writes stories with other ids than the tokenizer in {folder}, "
+                f"which the model was trained with; write tokenizer: {folder}"
+            )
 
     @property
     def _kept(self) -> Path:

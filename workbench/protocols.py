@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
@@ -215,6 +216,15 @@ class WritingTask(Task, Protocol):
 
         `labels` say of each text which features it has.
         """
+        ...
+
+
+@runtime_checkable
+class TokenizedTask(Task, Protocol):
+    """A task whose ids are those of a tokenizer."""
+
+    def check_tokenizer(self, folder: Path, rows: int) -> None:
+        """Refuse, by a `UserError`, a folder with a tokenizer of other ids than the task's, or embeddings of so many rows."""
         ...
 
 

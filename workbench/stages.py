@@ -98,14 +98,16 @@ def _train(stage: Stage, store: Store, writer: RunWriter, device: str, should_st
 
 
 def _first_model(spec: Mapping[str, Any], task: Task, seed: int) -> PreTrainedModel:
-    """The model of a stage that starts from no other: compiled weights, or random ones."""
-    from workbench.models import compiled
+    """The model of a stage that starts from no other: compiled or given weights, or random ones."""
+    from workbench.models import compiled, given
     from workbench.models.build import build_model
     from workbench.models.spec import ModelSpec
 
     if "compiled" in spec:
         return compiled.build(compiled_weights(task, spec["compiled"]["capability"]), spec["compiled"]["noise"], seed)
     model = ModelSpec(**spec["model"])
+    if model.kind == "checkpoint":
+        return given.load(model) if spec.get("given") else given.untrained(model, seed)
     sizes = compiled_weights(task) if model.kind == "compiled" else None
     return build_model(model, task.vocab_size, task.context, seed, sizes)
 

@@ -40,13 +40,24 @@ def test_hidden_neurons_are_four_times_the_width_unless_given():
         ({"width": 10, "heads": 4}, "width 10 is not a multiple of heads 4; choose a width such as 64"),
         ({"kind": "llama", "width": 12, "heads": 4}, "heads of 3, and rotary positions need an even number"),
         ({"blocks": 0}, "greater than or equal to 1"),
-        ({"kind": "rnn"}, "'gpt2', 'llama' or 'compiled'"),
+        ({"kind": "rnn"}, "'gpt2', 'llama', 'compiled' or 'checkpoint'"),
+        ({"kind": "checkpoint"}, "a checkpoint has a path"),
+        ({"kind": "checkpoint", "path": "x", "width": 32}, "a checkpoint model takes its size from its folder; remove width"),
+        ({"sha256": "x"}, "sha256 is of a checkpoint, not of kind 'gpt2'"),
         ({"layers": 2}, "Extra inputs are not permitted"),
     ],
 )
 def test_impossible_models_are_refused_before_they_are_built(given, says):
     with pytest.raises(ValidationError, match=says):
         ModelSpec(**given)
+
+
+def test_what_is_written_of_a_spec_is_what_its_kind_has():
+    """Stages are addressed by it: another kind's fields in it would make all runs anew."""
+    assert list(ModelSpec().model_dump()) == ["kind", "blocks", "heads", "width", "mlp_width"]
+    checkpoint = ModelSpec(kind="checkpoint", path="x", sha256="y")
+    assert checkpoint.model_dump() == {"kind": "checkpoint", "path": "x", "sha256": "y"}
+    assert ModelSpec(**checkpoint.model_dump()) == checkpoint
 
 
 @pytest.mark.parametrize("module", ["workbench.models.spec", "workbench.optimizers.spec", "workbench.training.settings"])

@@ -145,10 +145,15 @@ def _nodes(
                 "color": color,
                 "line": {"width": 1, "color": "rgba(128,128,128,0.6)"},
             },
-            customdata=[[run.key, _why(run)] for run in runs],
+            customdata=[[run.key, _given(run) + _why(run)] for run in runs],
             hovertemplate="<b>%{text}</b><br>%{customdata[0]}%{customdata[1]}<extra></extra>",
         )
     )
+
+
+def _given(run: Run) -> str:
+    """Whose weights a run took that pretrained nothing itself."""
+    return f"<br>given: {escape(str(run.spec['model']['path'])[-70:])}" if run.spec.get("given") else ""
 
 
 def _why(run: Run) -> str:

@@ -100,22 +100,24 @@ def _lines(fig: go.Figure, result: Result, mine: pd.DataFrame, row: int, column:
     """Accuracy at the position that answers."""
     at: dict[str, Any] = {"row": row, "col": column}
     target, prompt = (mine[name].iloc[0] for name in ("target", "prompt"))
-    chance = largest(select(result.tables["chance"], prompt=prompt, target=target), "value")
     read = select(mine, place="request")
     points = sorted(int(p) for p in distinct(read, "point"))
-    fig.add_trace(
-        go.Scatter(
-            x=[points[0], points[-1]],
-            y=[chance, chance],
-            mode="lines",
-            name="best guess without the ability",
-            legendgroup="chance",
-            showlegend=first,
-            line={"color": GREY, "dash": "dot", "width": 1.3},
-            hovertemplate="guess: %{y:.3f}<extra></extra>",
-        ),
-        **at,
-    )
+    floors = result.tables["chance"]
+    if len(floors):  # a task may know no guess that needs no ability
+        chance = largest(select(floors, prompt=prompt, target=target), "value")
+        fig.add_trace(
+            go.Scatter(
+                x=[points[0], points[-1]],
+                y=[chance, chance],
+                mode="lines",
+                name="best guess without the ability",
+                legendgroup="chance",
+                showlegend=first,
+                line={"color": GREY, "dash": "dot", "width": 1.3},
+                hovertemplate="guess: %{y:.3f}<extra></extra>",
+            ),
+            **at,
+        )
     for model in LINES:
         name = model_name(model) + (" model" if model in STATES else "")
         curve(fig, select(read, model=model), "point", model, name, log=False, legend=first, hover="after block", **_here(at))

@@ -66,7 +66,7 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> PreTra
     try:
         with _quiet():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                path, use_safetensors=True, local_files_only=True, attn_implementation="sdpa", output_loading_info=True
+                path, use_safetensors=True, local_files_only=True, output_loading_info=True
             )
             model, report = cast(tuple[PreTrainedModel, dict[str, Any]], loaded)
     except (SafetensorError, StrictDataclassError, OSError, ValueError, RuntimeError, LookupError, TypeError) as error:

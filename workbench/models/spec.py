@@ -2,32 +2,49 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
+
+_OF_CHECKPOINT = ("path", "revision", "sha256")
 
 
 class ModelSpec(BaseModel):
     """Size and kind of a model to train. `gpt2` is a pre-LayerNorm GPT with learned positions, tanh-GELU and no dropout.
 
-    The size of a `compiled` model is that of the weights which the task writes down, and nothing else is said here.
+    The size of a `compiled` model is that of the weights which the task writes down, and nothing else is said here; that of
+    a `checkpoint` stands in its folder (`workbench.models.given`).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Literal["gpt2", "llama", "compiled"] = "gpt2"
+    kind: Literal["gpt2", "llama", "compiled", "checkpoint"] = "gpt2"
     blocks: int = Field(default=2, ge=1)
     heads: int = Field(default=4, ge=1)
     width: int = Field(default=64, ge=1)
     mlp_width: int | None = Field(default=None, ge=1, description="hidden neurons per block; 4 x width when absent")
+    path: str | None = Field(
+        default=None, min_length=1, description="of a checkpoint: a folder written by save_pretrained, or owner/name of the hub"
+    )
+    revision: str | None = Field(
+        default=None, min_length=1, description="of a checkpoint of the hub: branch, tag or commit; the newest when absent"
+    )
+    sha256: str | None = Field(
+        default=None, description="of a checkpoint's configuration and weights, as a study was planned with; others are refused"
+    )
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> ModelSpec:
-        if self.kind == "compiled":
-            fields = type(self).model_fields
-            given = [name for name in fields if name != "kind" and getattr(self, name) != fields[name].default]
-            if given:
-                raise ValueError(f"a compiled model takes its size from the task; remove {', '.join(given)}")
+        if self.kind == "checkpoint" and self.path is None:
+            raise ValueError("a checkpoint has a path: a folder written by save_pretrained, or owner/name of the hub; add path")
+        if self.kind != "checkpoint" and (beside := self._said(_OF_CHECKPOINT)):
+            raise ValueError(f"{', '.join(beside)} is of a checkpoint, not of kind {self.kind!r}; write kind: checkpoint")
+        if self.kind in ("compiled", "checkpoint"):
+            sizes = [name for name in type(self).model_fields if name != "kind" and name not in _OF_CHECKPOINT]
+            if given := self._said(sizes):
+                where = "the task" if self.kind == "compiled" else "its folder"
+                raise ValueError(f"a {self.kind} model takes its size from {where}; remove {', '.join(given)}")
             return self
         if self.width % self.heads:
             raise ValueError(
@@ -40,8 +57,21 @@ class ModelSpec(BaseModel):
             )
         return self
 
+    @model_serializer(mode="wrap")
+    def _what_is_said(self, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        """Keys of a checkpoint for a checkpoint alone, so that the keys of all other stages stay what they were."""
+        body = handler(self)
+        if self.kind == "checkpoint":
+            return {name: body[name] for name in ("kind", *_OF_CHECKPOINT) if body.get(name) is not None}
+        return {name: value for name, value in body.items() if name not in _OF_CHECKPOINT}
+
+    def _said(self, names: Iterable[str]) -> list[str]:
+        """Those of these fields that differ from their defaults."""
+        fields = type(self).model_fields
+        return [name for name in names if getattr(self, name) != fields[name].default]
+
     def parameters(self, vocab_size: int, context: int) -> int:
-        """Number of parameters, embeddings and untied head included; not known here for a compiled model."""
+        """Number of parameters, embeddings and untied head included; not known here for a compiled model or a checkpoint."""
         d, hidden, tables = self.width, self.hidden, 2 * vocab_size * self.width
         if self.kind == "llama":
             return tables + d + self.blocks * (4 * d * d + 3 * d * hidden + 2 * d)

@@ -104,6 +104,11 @@ class Study:
         run_stages(self.plan.stages, self.store, self.name, reporter=reporter, workers=workers, device=device, inline=inline)
         return self
 
+    @property
+    def _pinned(self) -> StudySpec:
+        """The spec with what its files held: they may not be there, or be others, when it is opened."""
+        return self.spec.model_copy(update={"task": dict(self.plan.task), "model": self.plan.model})
+
     def replaces(self) -> str | None:
         """What differs in the study of this name that the store holds, seeds aside: `finetune.wrapped.steps`; None if nothing.
 
@@ -115,7 +120,7 @@ class Study:
             before = Study.open(self.store, self.name).spec
         except UserError:
             return None
-        here = self.spec.model_copy(update={"task": dict(self.plan.task), "seeds": ()})
+        here = self._pinned.model_copy(update={"seeds": ()})
         changed = _differences(before.model_copy(update={"seeds": ()}).model_dump(), here.model_dump())
         return ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "") if changed else None
 
@@ -127,7 +132,7 @@ class Study:
         Raises:
             UserError: the store cannot be written.
         """
-        spec = self.spec.model_copy(update={"task": dict(self.plan.task)})  # a grammar file may not be there when it is opened
+        spec = self._pinned
         if self.name in self.store.studies() and self.replaces() is None:
             with suppress(UserError):  # a damaged file is written anew
                 before = Study.open(self.store, self.name).spec

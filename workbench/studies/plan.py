@@ -8,7 +8,9 @@ from typing import Any
 
 from workbench.errors import UserError
 from workbench.examples import Correlation
-from workbench.protocols import Task, compiled_weights, load_protocol, load_task, unrestricted
+from workbench.models.given import check_fits, resolve
+from workbench.models.spec import ModelSpec
+from workbench.protocols import Task, TokenizedTask, compiled_weights, load_protocol, load_task, unrestricted
 from workbench.registry import analyses
 from workbench.runs import Store
 from workbench.studies.spec import NEVER, UNSHOWN, FinetuneSpec, PretrainSpec, StudySpec
@@ -41,6 +43,8 @@ class Plan:
     """The task's settings, resolved: a file that they name is in them."""
     stages: tuple[Stage, ...]
     pairs: tuple[PairPlan, ...]
+    model: ModelSpec
+    """As in the spec; of a checkpoint with the place and the hash of its files."""
 
     def missing(self, store: Store) -> tuple[Stage, ...]:
         """Stages that are not done in the store."""
@@ -56,7 +60,7 @@ def plan(spec: StudySpec) -> Plan:
     builder = _Builder(spec, load_task(spec.task))
     made = [pair for seed in spec.seeds for pair in builder.pairs(seed)]
     pairs = tuple(builder.analysed(pair, made) for pair in made)
-    return Plan(spec, builder.resolved, tuple(builder.stages.values()), pairs)
+    return Plan(spec, builder.resolved, tuple(builder.stages.values()), pairs, builder.model)
 
 
 class _Builder:
@@ -67,7 +71,17 @@ class _Builder:
         self.stages: dict[str, Stage] = {}
         self.lost = {unrestricted(spec.revive.capability)} if spec.revive and spec.revived else set[str]()
         self.asked: dict[str, frozenset[str]] = {}
-        if spec.model.kind == "compiled":
+        self.model = spec.model
+        if spec.model.kind == "checkpoint":
+            try:
+                self.model, found = resolve(spec.model)
+                check_fits(found, task.vocab_size, task.context)
+                if isinstance(task, TokenizedTask) and any(trained.given for trained in spec.pretrain.values()):
+                    task.check_tokenizer(found.folder, found.vocab_size)
+            except UserError as error:
+                raise UserError(f"model.path: {error}") from error
+            self.parameters, self.blocks, width, hidden = found.parameters, found.blocks, found.width, found.hidden
+        elif spec.model.kind == "compiled":
             try:
                 compiled = compiled_weights(task)
             except UserError as error:
@@ -99,9 +113,12 @@ class _Builder:
                     p.settings,
                     start=pretrained[p.start] if p.start else None,
                     compiled=self.compiled(name, p),
+                    given=p.given,
                 )
             )
             asks = load_protocol(p.protocol, self.task, p.protocol_settings, p.settings.batch_size, seed).asks
+            if p.given:  # what others trained it on is not known; it may have seen all of it
+                asks |= frozenset(self.task.capabilities)
             self.asked[name] = asks | (self.asked[p.start] if p.start else frozenset())
         if refused := self.asked.get(NEVER, frozenset[str]()) & self.lost:
             raise UserError(
@@ -236,6 +253,7 @@ class _Builder:
         sets: list[dict[str, Any]] | None = None,
         stop: Mapping[str, Any] | None = None,
         compiled: Mapping[str, Any] | None = None,
+        given: bool = False,
     ) -> Stage:
         """A training stage.
 
@@ -254,7 +272,7 @@ class _Builder:
         spec = {
             "kind": kind,
             "task": self.resolved,
-            "model": self.spec.model.model_dump(),
+            "model": self.model.model_dump(),
             "start": start.key if start else None,
             "protocol": {"name": protocol, "settings": dict(protocol_settings)},
             "training": settings.model_dump(mode="json"),
@@ -267,6 +285,7 @@ class _Builder:
             "seed": seed,
             # Only where there are any, so that the keys of all other stages stay what they were.
             **({"compiled": dict(compiled)} if compiled else {}),
+            **({"given": True} if given else {}),
         }
         grid = len(evaluation_grid(settings.steps))
         checkpoints = grid + 2 if keep == "all" else 3

@@ -84,16 +84,16 @@ def _or_grid(schema: dict[str, Any]) -> None:
     schema["anyOf"] = [{"required": schema.pop("required")}, {"required": ["grid"]}]
 
 
-def _compiled_or_grid(schema: dict[str, Any]) -> None:
-    """Compiled weights are ready, so that an entry need not say how they are trained."""
+def _ready_or_grid(schema: dict[str, Any]) -> None:
+    """Compiled and given weights are ready, so that an entry need not say how they are trained."""
     _or_grid(schema)
-    schema["anyOf"].append({"required": ["compiled"]})
+    schema["anyOf"] += [{"required": ["compiled"]}, {"required": ["given"]}]
 
 
 class PretrainSpec(_Training):
-    """Training from random weights, from another model of the section, or from weights that the task writes down."""
+    """Training from random weights, another model of the section, a checkpoint, or weights that the task writes down."""
 
-    model_config = ConfigDict(json_schema_extra=_compiled_or_grid)
+    model_config = ConfigDict(json_schema_extra=_ready_or_grid)
 
     protocol: str = "pretraining"
     start: str | None = Field(
@@ -106,10 +106,14 @@ class PretrainSpec(_Training):
         default=None, ge=0, description="standard deviation of the noise on compiled weights; 0.0001 when absent"
     )
 
+    given: bool = Field(default=False, description="start from the weights of model.path, a checkpoint; 0 steps then")
+
     @model_validator(mode="before")
     @classmethod
-    def _compiled_is_ready(cls, body: Any) -> Any:
-        """Compiled weights need no training; what is trained nevertheless is the capability that they have."""
+    def _some_are_ready(cls, body: Any) -> Any:
+        """Given and compiled weights need no training; what compiled ones are trained on nevertheless is their capability."""
+        if isinstance(body, Mapping) and body.get("given") is True:
+            return {"steps": 0, "lr": 1e-3, **body}
         if isinstance(body, Mapping) and body.get("compiled") is not None:
             ready = {"protocol": "single_operand", "capability": body["compiled"], "steps": 0, "lr": 1e-3, "noise": 1e-4}
             return {**ready, **body}
@@ -201,6 +205,26 @@ class StudySpec(_Section):
             return {str(name): {} for name in cast(Sequence[Any], value)}
         return {name: settings or {} for name, settings in value.items()} if isinstance(value, Mapping) else value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _given_are_measured(cls, body: Any) -> Any:
+        """Given weights that name no protocol are measured on the task's own texts: the protocol that is called as its task."""
+        if not isinstance(body, Mapping):
+            return body
+        task, entries = body.get("task"), body.get("pretrain")  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
+        if not isinstance(task, Mapping) or not isinstance(entries, Mapping):
+            return body  # pyright: ignore[reportUnknownVariableType]
+        kind, named = str(cast(Mapping[str, Any], task).get("kind", "")), cast(Mapping[str, Any], entries)
+        lacking = [n for n, e in named.items() if isinstance(e, Mapping) and e.get("given") is True and "protocol" not in e]
+        if not lacking:
+            return body  # pyright: ignore[reportUnknownVariableType]
+        from workbench.protocols import installed  # it imports torch, and most studies need none of this
+
+        if kind not in installed("protocols"):
+            return body  # pyright: ignore[reportUnknownVariableType]
+        filled = {name: {**named[name], "protocol": kind} for name in lacking}
+        return {**body, "pretrain": {**named, **filled}}
+
     @model_validator(mode="after")
     def _consistent(self) -> StudySpec:
         for name in [self.study, *self.pretrain, *self.finetune]:
@@ -223,6 +247,7 @@ class StudySpec(_Section):
                 raise ValueError(
                     f"pretrain.{name}: from {trained.start!r} and compiled {trained.compiled!r} exclude each other"
                 )
+            self._check_given(name, trained)
             earlier.add(name)
             if trained.compiled is not None and self.model.kind != "compiled":
                 raise ValueError(
@@ -240,6 +265,29 @@ class StudySpec(_Section):
         if self.revive:
             self._check_revive(self.revive)
         return self
+
+    def _check_given(self, name: str, trained: PretrainSpec) -> None:
+        if trained.given and (beside := trained.start or trained.compiled) is not None:
+            other = "from" if trained.start else "compiled"
+            raise ValueError(f"pretrain.{name}: given and {other} {beside!r} exclude each other; drop one")
+        if trained.given and self.model.kind != "checkpoint":
+            raise ValueError(
+                f"pretrain.{name}.given: a model of kind {self.model.kind!r} has no weights yet; "
+                "write model: {kind: checkpoint, path: ...}"
+            )
+        if name == NEVER and (source := self.given_source(name)) is not None:
+            raise ValueError(
+                f"pretrain.{NEVER} starts from the given weights of {source!r}, and what these were trained on is not known here; "
+                "train it from random weights (no 'given', no 'from'), or drop it and its arm"
+            )
+
+    def given_source(self, name: str) -> str | None:
+        """The entry of `pretrain` with given weights that a model of the section goes back to; None where there is none."""
+        while not (trained := self.pretrain[name]).given:
+            if trained.start is None:
+                return None
+            name = trained.start
+        return name
 
     def _check_analysis(self, entry: str) -> None:
         name, known = self.analysis(entry)[0], analyses.names()
