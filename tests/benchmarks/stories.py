@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import torch
@@ -26,7 +26,7 @@ BATCH, CONTEXT = 8, 256
 
 
 @contextmanager
-def sample(context: int) -> Iterator[Task]:
+def sample(context: int) -> Generator[Task]:
     """The bundled stories, in a cache of their own."""
     before = os.environ.get("HF_HOME")
     with tempfile.TemporaryDirectory() as folder:
