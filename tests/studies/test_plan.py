@@ -576,5 +576,5 @@ def test_parts_of_a_batch_are_in_the_key_only_where_there_are_several():
 
 
 def test_more_parts_than_examples_are_refused_before_anything_runs():
-    with pytest.raises(UserError, match="pretrain.base: accumulate 9 splits a batch of 8 examples .+ lower accumulate"):
+    with pytest.raises(UserError, match=r"pretrain.base: accumulate 9 splits a batch of 8 examples .+ lower accumulate"):
         in_parts(9)
