@@ -13,6 +13,6 @@ def test_the_benchmarks_run_and_show_their_bars():
     command = [sys.executable, "-m", "tests.benchmarks", "--short"]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr
-    for bar in (">= 5 M/s", "<= 3 %", ">= 20x", ">= 5x", ">= 1.3x", ">= 1.4x", "< 0.7 s"):
+    for bar in (">= 5 M/s", "<= 3 %", ">= 20x", ">= 5x", ">= 1.3x", ">= 1.4x", "< 0.7 s", "<= 2 %"):
         assert bar in done.stdout
-    assert done.stdout.count(">= 0.95x") == 4
+    assert done.stdout.count(">= 0.95x") == 6

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from transformers import PreTrainedModel
 
 from synthetic_tasks.pcfg import PcfgTask
 from synthetic_tasks.protocols import pretraining, single_operand
@@ -66,9 +67,9 @@ class Nobody:
 class _Turns:
     """Stops the clock of our loop after every turn: the loop asks for a batch when it begins a step."""
 
-    def __init__(self, protocol: TrainingProtocol, size: Size, other: Callable[[int], None], turns: int) -> None:
-        self.protocol, self.size, self.other, self.turns = protocol, size, other, turns
-        self.batch_size = size.batch_size
+    def __init__(self, protocol: TrainingProtocol, steps: int, other: Callable[[int], None]) -> None:
+        self.protocol, self.steps, self.other = protocol, steps, other
+        self.batch_size = protocol.batch_size
         self.ours: list[float] = []
         self.theirs: list[float] = []
         self.batches: list[float] = []
@@ -77,13 +78,13 @@ class _Turns:
     asks = frozenset[str]()
 
     def batch(self, step: int) -> Examples:
-        if step % self.size.steps == 0:
+        if step % self.steps == 0:
             now = time.process_time()
             if step:
-                self.ours.append((now - self.started) / self.size.steps)
+                self.ours.append((now - self.started) / self.steps)
             self.other(step)
             self.started = time.process_time()
-            self.theirs.append((self.started - now) / self.size.steps)
+            self.theirs.append((self.started - now) / self.steps)
         begun = time.process_time()
         batch = self.protocol.batch(step)
         self.batches.append(time.process_time() - begun)
@@ -131,15 +132,27 @@ def compare(size: Size, answer_only: bool, turns: int) -> Speed:
     spec = ModelSpec(blocks=size.blocks, heads=size.heads, width=size.width)
     model = build_model(spec, task.vocab_size, task.context, 0)
     assert sum(p.numel() for p in plain.parameters()) == spec.parameters(task.vocab_size, task.context)
-    timed = _Turns(protocol, size, plain_turn, turns)
-    settings = QUIET.model_copy(update={"steps": (turns + 1) * size.steps + 1, "batch_size": size.batch_size})
-    train(model, timed, settings, Nobody(), device=torch.device("cpu"), seed=0)
+    return in_turns(model, protocol, plain_turn, size.steps, turns)
+
+
+def in_turns(
+    model: PreTrainedModel,
+    protocol: TrainingProtocol,
+    plain_turn: Callable[[int], None],
+    steps: int,
+    turns: int,
+    accumulate: int = 1,
+) -> Speed:
+    """Our loop and another one in turns of `steps` updates; `plain_turn` does those of the other one from a given step on."""
+    timed = _Turns(protocol, steps, plain_turn)
+    given = {"steps": (turns + 1) * steps + 1, "batch_size": protocol.batch_size, "accumulate": accumulate}
+    train(model, timed, QUIET.model_copy(update=given), Nobody(), device=torch.device("cpu"), seed=0)
     ours, theirs = timed.ours[1:], timed.theirs[1 : len(timed.ours)]  # the first turn of each is warm-up
     return Speed(
         ratio=statistics.median(b / a for a, b in zip(ours, theirs, strict=True)),
         ours_ms=1e3 * statistics.median(ours),
         plain_ms=1e3 * statistics.median(theirs),
         # The mean, since a chunk of batches is made at once and most steps only take a view.
-        batch_share=sum(timed.batches[size.steps : len(timed.ours) * size.steps]) / (sum(ours) * size.steps),
+        batch_share=sum(timed.batches[steps : len(timed.ours) * steps]) / (sum(ours) * steps),
         tokens=protocol.batch(0).tokens.numel(),
     )

@@ -22,7 +22,7 @@ from workbench.models.scores import SCORES, Request, score_units
 from workbench.models.spec import ModelSpec
 from workbench.models.units import units_of
 from workbench.protocols import Compiled
-from workbench.training.loop import Objective
+from workbench.training.loop import Objective, Targets
 
 VOCAB, CONTEXT, BLOCKS, HEADS, DIM, WIDTH, HIDDEN = 20, 12, 2, 2, 3, 7, 5
 
@@ -270,8 +270,9 @@ class TestForward:
         given = random_examples()
         answer = (given.answer + 1) % VOCAB
         outside = replace(given, loss_mask=torch.zeros_like(given.loss_mask), answer=answer)
-        total, targets = Objective(model)(outside)
-        assert int(targets) == 6
+        targets = Targets.of(outside)
+        assert (targets.count, targets.answers) == (6, True)
+        total = Objective(model)(outside, targets.answers)
         assert total.item() == pytest.approx(nll(model, outside).sum().item(), rel=1e-5)
         place = int(given.answer_position[0])
         logits = naive(arrays(), given.tokens[0].tolist())[0][place]

@@ -16,6 +16,9 @@ from workbench.models.spec import ModelSpec
 from workbench.studies.loading import apply_override, load_study, number_or, parse_study, preset_names
 from workbench.studies.plan import plan
 
+HUB = "roneneldan/TinyStories"
+OFFLINE = {"corpus": "sample", "tokenizer": 1024}
+
 
 @pytest.fixture
 def file(tmp_path):
@@ -30,7 +33,41 @@ def test_a_preset_loads_and_expands(name):
     spec = load_study(name, seeds=[0])
     assert spec.study == name
     assert spec.note
+    if spec.task.get("corpus") == HUB:
+        spec = load_study(name, [f"task.{key}={value}" for key, value in OFFLINE.items()], seeds=[0])
     assert plan(spec).stages
+
+
+@pytest.mark.parametrize(("name", "millions"), [("stories_8M", 8.3), ("stories_33M", 34.1), ("stories_91M", 97.5)])
+def test_a_preset_of_all_tinystories_has_its_size_and_the_papers_updates_and_arms(name, millions):
+    """[Jain+23 §F.1] and its authors' code: 30,000 updates of 128 x 1024 tokens, then 4000 at constant rates 1e-4 and 1e-5."""
+    spec = load_study(name)
+    assert spec.model.parameters(spec.task["tokenizer"], spec.task["context"]) / 1e6 == pytest.approx(millions, abs=0.05)
+    trained = [*spec.pretrain.values(), *spec.finetune.values(), spec.revive]
+    assert {t.batch_size * spec.task["context"] for t in trained} == {128 * 1024}
+    assert {t.precision for t in trained} == {"bf16"}
+    assert all(t.accumulate > 1 and t.batch_size % t.accumulate == 0 for t in trained)
+    for pretrained in spec.pretrain.values():
+        factors = [pretrained.schedule.factor(step, 30_000) for step in (0, 998, 999, 29_999)]
+        assert (pretrained.steps, pretrained.lr) == (30_000, 1e-3)
+        assert factors == pytest.approx([0.001, 0.999, 1.0, 0.0], abs=1e-6)
+    assert sorted(t.lr for t in spec.finetune.values()) == [1e-5, 1e-4]
+    assert {t.schedule.factor(step, t.steps) for t in trained[2:] for step in (0, t.steps - 1)} == {1.0}
+    planned = plan(load_study(name, [f"task.{key}={value}" for key, value in OFFLINE.items()]))
+    assert [set(pair.analyses) for pair in planned.pairs] == [{"behaviour", "revival", "writing"}] * 2
+    arms = {"revived", "never_had_it", "scratch", "irrelevant"}
+    assert [set(pair.arms) for pair in planned.pairs] == [
+        arms | {"revived@1e-05", "never_had_it@1e-05", "scratch@1e-05"},
+        arms,
+    ]
+
+
+def test_a_preset_of_all_tinystories_says_offline_what_to_do(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(
+        UserError, match=r"HF_HUB_OFFLINE is set .+; fill the cache .+ give a local folder instead, or use 'sample'"
+    ):
+        plan(load_study("stories_8M"))
 
 
 def test_a_file_says_what_it_says(file):

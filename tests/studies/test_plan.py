@@ -554,3 +554,27 @@ def test_what_a_model_was_asked_before_counts():
 def test_where_a_pretraining_cannot_start(start, sentence):
     with pytest.raises(UserError, match=sentence):
         parse_study(chained(**{"from": start}))
+
+
+# --- batches in parts
+
+
+def in_parts(parts):
+    one = body()
+    one["pretrain"]["base"]["accumulate"] = parts
+    return {stage.name: stage for stage in plan(parse_study(one)).stages}
+
+
+def test_parts_of_a_batch_are_in_the_key_only_where_there_are_several():
+    whole, two = in_parts(1), in_parts(2)
+    assert "accumulate" not in whole["pretrain-base-s0"].spec["training"]
+    assert {name: stage.key for name, stage in whole.items()} == keys(planned())
+    assert two["pretrain-base-s0"].spec["training"]["accumulate"] == 2
+    assert two["pretrain-base-s0"].key != whole["pretrain-base-s0"].key
+    assert two["pretrain-never_had_it-s0"].key == whole["pretrain-never_had_it-s0"].key
+    assert two["pretrain-base-s0"].memory < whole["pretrain-base-s0"].memory  # what they are for
+
+
+def test_more_parts_than_examples_are_refused_before_anything_runs():
+    with pytest.raises(UserError, match=r"pretrain.base: accumulate 9 splits a batch of 8 examples .+ lower accumulate"):
+        in_parts(9)

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
 
 from workbench.errors import UserError
 from workbench.examples import Examples
@@ -50,11 +52,27 @@ class Losses:
         return False
 
 
-def main(batch_size: int, out: Path) -> None:
+class Counted(DistributedDataParallel):
+    """Data parallel as it is, with a count of the rounds in which ranks add up their gradients."""
+
+    rounds = 0
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        self.register_comm_hook(None, self._add)
+
+    @staticmethod
+    def _add(_: Any, bucket):  # pyright: ignore[reportMissingParameterType]  (torch refuses an annotation that is text)
+        Counted.rounds += bucket.is_last()
+        return allreduce_hook(torch.distributed.group.WORLD, bucket)  # pyright: ignore[reportArgumentType]
+
+
+def main(batch_size: int, out: Path, accumulate: int) -> None:
     """Train five steps and write losses and weights from the first rank."""
+    torch.nn.parallel.DistributedDataParallel = Counted
     model = build_model(ModelSpec(heads=2, width=16), 20, 12, 0).double()
     seen, result = Losses(), dict[str, Any]()
-    settings = TrainSettings(steps=5, lr=1e-2, batch_size=batch_size, log_every=1)
+    settings = TrainSettings(steps=5, lr=1e-2, batch_size=batch_size, accumulate=accumulate, log_every=1)
     try:
         train(model, Uneven(batch_size), settings, seen, device=torch.device("cpu"), seed=0)
     except UserError as error:
@@ -65,6 +83,7 @@ def main(batch_size: int, out: Path) -> None:
         "norms": torch.tensor(seen.norms),
         "weights": model.state_dict(),
         "world": world,
+        "all_reduces": Counted.rounds,
     }
     if world == 1 or torch.distributed.get_rank() == 0:
         torch.save(result, out)
@@ -74,4 +93,4 @@ def main(batch_size: int, out: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(int(sys.argv[1]), Path(sys.argv[2]))
+    main(int(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))

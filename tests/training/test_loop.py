@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from workbench.errors import UserError
 from workbench.models.checkpoints import load_model, save_model
 from workbench.models.fingerprint import weights_sha256
-from workbench.training.loop import Interrupted, Objective, TrainingDiverged, _update, train
+from workbench.training.loop import Interrupted, Objective, Targets, TrainingDiverged, _update, train
 from workbench.training.settings import TrainSettings
 from workbench.training.state import load_state, save_state
 
@@ -63,6 +63,12 @@ def naive_training(model, protocol, settings):
     return losses, norms
 
 
+def objective(model, examples):
+    """`(loss per target, number of targets)`."""
+    targets = Targets.of(examples)
+    return Objective(model)(examples, targets.answers) / targets.count, targets.count
+
+
 def same(one, other):
     return all(torch.equal(one[name], other[name]) for name in one) and one.keys() == other.keys()
 
@@ -90,26 +96,27 @@ def test_the_objective_is_the_summed_cross_entropy_and_its_count(small, random_e
         end = examples.answer_position + 1
         keep = torch.arange(10) <= end[:, None]
         examples = replace(examples, attention_mask=keep, loss_mask=examples.loss_mask & keep)
-    total, targets = Objective(small())(examples)
-    assert int(targets) == int(examples.loss_mask.sum())
-    assert float((total / targets).detach()) == pytest.approx(float(naive_loss(small(), examples).detach()), abs=1e-5)
+    loss, targets = objective(small(), examples)
+    assert targets == int(examples.loss_mask.sum())
+    assert float(loss.detach()) == pytest.approx(float(naive_loss(small(), examples).detach()), abs=1e-5)
 
 
 def test_the_first_token_is_predicted_by_nothing_and_does_not_count(small, random_examples):
     examples = random_examples(everywhere=True)
     mask = examples.loss_mask.clone()
     mask[:, 0] = True
-    expected, found = Objective(small())(examples), Objective(small())(replace(examples, loss_mask=mask))
+    expected, found = objective(small(), examples), objective(small(), replace(examples, loss_mask=mask))
     assert torch.allclose(found[0], expected[0])
-    assert int(found[1]) == int(expected[1])
+    assert found[1] == expected[1]
 
 
 def test_as_many_targets_as_answers_elsewhere_are_not_mistaken_for_answers(small, random_examples):
     examples = random_examples()
     shifted = torch.zeros_like(examples.loss_mask).scatter(1, examples.answer_position[:, None], True)
     examples = replace(examples, loss_mask=shifted)
-    total, targets = Objective(small())(examples)
-    assert float((total / targets).detach()) == pytest.approx(float(naive_loss(small(), examples).detach()), abs=1e-5)
+    assert float(objective(small(), examples)[0].detach()) == pytest.approx(
+        float(naive_loss(small(), examples).detach()), abs=1e-5
+    )
 
 
 def test_with_loss_on_the_answer_the_gradient_passes_through_its_position_alone(small, random_examples):
@@ -122,7 +129,7 @@ def test_with_loss_on_the_answer_the_gradient_passes_through_its_position_alone(
 
     model.transformer.ln_f.register_forward_hook(keep)
     examples = random_examples(k=2)
-    Objective(model)(examples)[0].backward()
+    objective(model, examples)[0].backward()
     at = torch.zeros(final[0].shape[:2], dtype=torch.bool)
     for i, place in enumerate(examples.answer_position.tolist()):
         at[i, [place, place + 1]] = True
@@ -187,9 +194,9 @@ def test_the_stop_rule_ends_the_run_as_done(small, protocol, listener):
 
 
 @pytest.mark.parametrize("optimizer", [{"kind": "adamw", "weight_decay": 0.1}, {"kind": "sgd"}, {"kind": "sgd", "momentum": 0}])
-@pytest.mark.parametrize("cut", [3, 7, 0])
-def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(small, protocol, listener, tmp_path, optimizer, cut):
-    settings = TrainSettings(**{**SETTINGS.model_dump(), "optimizer": optimizer})
+@pytest.mark.parametrize(("cut", "accumulate"), [(3, 1), (7, 1), (0, 1), (7, 4)])
+def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(small, protocol, listener, tmp_path, optimizer, cut, accumulate):
+    settings = TrainSettings(**{**SETTINGS.model_dump(), "optimizer": optimizer, "accumulate": accumulate})
     whole = listener()
     expected = train(small(dropout=0.2), protocol(), settings, whole, device=CPU, seed=4)
 
@@ -310,67 +317,150 @@ def test_a_worker_trains_one_precision_after_another(small, protocol, listener):
 
 
 class Rank(Accelerator):
-    """An accelerator that pretends to be one of several; `reduce` knows the sums over ranks."""
+    """An accelerator that pretends to be one of several; `synced` says of each way back whether ranks would talk in it."""
 
     process_index = num_processes = device = None
     autocast = contextlib.nullcontext
 
-    def __init__(self, rank, world, targets):
-        self.process_index, self.num_processes, self.device, self.targets = rank, world, CPU, targets
+    def __init__(self, rank, world):
+        self.process_index, self.num_processes, self.device = rank, world, CPU
+        self.talks, self.synced = True, []
 
     def reduce(self, value, reduction):
-        return torch.tensor(self.targets) if reduction == "sum" else value
+        assert reduction == "mean"
+        return value
+
+    @contextlib.contextmanager
+    def no_sync(self, model):
+        self.talks = False
+        yield
+        self.talks = True
 
     def backward(self, loss):
+        self.synced.append(self.talks)
         loss.backward()
 
     def clip_grad_norm_(self, parameters, clip):
         return torch.tensor(0.0)
 
 
-@pytest.mark.parametrize("world", [1, 2, 3, 4])
-@pytest.mark.parametrize("n", [8, 7, 5])
-@pytest.mark.parametrize("everywhere", [True, False])
-def test_ranks_share_a_batch_into_disjoint_parts_whose_mean_gradient_is_the_wholes(
-    small, random_examples, world, n, everywhere
+def ragged(examples, kind):
+    """Loss on a random part of the tokens with whole rows without any, on the answers, or on answers that stand in no token."""
+    if kind == "answers":
+        return examples
+    if kind == "outside":
+        return replace(examples, loss_mask=torch.zeros_like(examples.loss_mask), answer=(examples.answer + 1) % 20)
+    mask = examples.loss_mask.clone()
+    mask[[0, 3]] = False
+    return replace(examples, loss_mask=mask)
+
+
+@pytest.mark.parametrize(("world", "accumulate"), [(1, 1), (2, 1), (3, 1), (4, 1), (1, 2), (1, 5), (2, 2), (2, 3)])
+@pytest.mark.parametrize("n", [8, 7])
+@pytest.mark.parametrize("kind", ["ragged", "answers", "outside"])
+def test_ranks_and_parts_share_a_batch_into_disjoint_pieces_whose_mean_gradient_is_the_wholes(
+    small, random_examples, world, accumulate, n, kind
 ):
-    batch = random_examples(n=n, everywhere=everywhere)
-    expected = small().double()
-    naive_loss(expected, batch).backward()
-    model = small().double()
+    batch = ragged(random_examples(n=n, everywhere=kind == "ragged"), kind)
+    expected, model = small().double(), small().double()
+    loss = objective(expected, batch)[0] if kind == "outside" else naive_loss(expected, batch)
+    loss.backward()
     rows, losses = [], []
     for rank in range(world):
-        objective = Objective(model)
-        objective.register_forward_pre_hook(lambda _, inputs: rows.append(inputs[0].tokens))
-        accelerator = Rank(rank, world, int(batch.loss_mask.sum()))
-        losses.append(_update(accelerator, objective, torch.optim.SGD(model.parameters(), lr=0.0), batch, 1.0)[0])
+        module = Objective(model)
+        module.register_forward_pre_hook(lambda _, inputs: rows.append(inputs[0].tokens))
+        accelerator = Rank(rank, world)
+        losses.append(_update(accelerator, module, torch.optim.SGD(model.parameters(), lr=0.0), batch, 1.0, accumulate)[0])
+        assert accelerator.synced == [False] * (accumulate - 1) + [True]
     together = sorted(row for part in rows for row in part.tolist())
     assert together == sorted(batch.tokens.tolist())
     assert max(map(len, rows)) - min(map(len, rows)) <= 1
-    assert float(sum(losses) / world) == pytest.approx(float(naive_loss(expected, batch).detach()), abs=1e-6)
+    assert float(sum(losses) / world) == pytest.approx(float(loss.detach()), abs=1e-6)
     for a, b in zip(model.parameters(), expected.parameters(), strict=True):
         assert torch.allclose(a.grad / world, b.grad, atol=1e-8)
+
+
+class Ragged:
+    """Batches of a protocol with whole rows that are no targets."""
+
+    asks = frozenset()
+
+    def __init__(self, protocol):
+        self.protocol, self.batch_size = protocol, protocol.batch_size
+
+    def batch(self, step):
+        return ragged(self.protocol.batch(step), "ragged")
+
+
+@pytest.mark.parametrize("accumulate", [2, 4, 6])
+def test_a_batch_in_parts_trains_as_the_whole_does(small, protocol, listener, accumulate):
+    parts = SETTINGS.model_copy(update={"accumulate": accumulate})
+    whole, split = listener(), listener()
+    expected = train(small().double(), Ragged(protocol(everywhere=True)), SETTINGS, whole, device=CPU, seed=0)
+    model = train(small().double(), Ragged(protocol(everywhere=True)), parts, split, device=CPU, seed=0)
+    assert [s.loss_nats for s in split.steps] == pytest.approx([s.loss_nats for s in whole.steps], abs=1e-9)
+    assert [s.gradient_norm for s in split.steps] == pytest.approx([s.gradient_norm for s in whole.steps], rel=1e-6)
+    for a, b in zip(model.parameters(), expected.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_an_update_sees_every_example_of_its_batch_once_whatever_the_parts(small, protocol, listener, monkeypatch):
+    """The paper's code showed one part of a batch in all of them, and trained on an eighth of the data."""
+    seen, forward = [], Objective.forward
+
+    def look(self, examples, answers):
+        seen.append(examples.tokens)
+        return forward(self, examples, answers)
+
+    monkeypatch.setattr(Objective, "forward", look)
+    settings, source = SETTINGS.model_copy(update={"steps": 3, "accumulate": 4}), protocol()
+    train(small(), source, settings, listener(), device=CPU, seed=0)
+    assert source.asked == [0, 1, 2]
+    assert [len(part) for part in seen] == [2, 2, 1, 1] * 3
+    for step in range(3):
+        shown = sorted(torch.cat(seen[4 * step : 4 * step + 4]).tolist())
+        assert shown == sorted(protocol().batch(step).tokens.tolist())
+        assert len({tuple(row) for row in shown}) == 6
+
+
+def test_a_batch_in_parts_is_close_in_bf16(small, protocol, listener):
+    settings = SETTINGS.model_copy(update={"precision": "bf16", "accumulate": 3})
+    exact, coarse = listener(), listener()
+    train(small(), protocol(everywhere=True), SETTINGS, exact, device=CPU, seed=0)
+    train(small(), protocol(everywhere=True), settings, coarse, device=CPU, seed=0)
+    assert [s.loss_nats for s in coarse.steps] == pytest.approx([s.loss_nats for s in exact.steps], abs=0.05)
+
+
+def test_a_batch_that_has_fewer_examples_than_parts_is_refused(small, protocol, listener):
+    settings, source = SETTINGS.model_copy(update={"accumulate": 7}), protocol()
+    with pytest.raises(UserError) as error:
+        train(small(), source, settings, listener(), device=CPU, seed=0)
+    assert str(error.value) == (
+        "a batch of 6 examples cannot be shared by 1 process in 7 parts each; raise batch_size or lower accumulate."
+    )
+    assert not source.asked
 
 
 RANKS = Path(__file__).with_name("ranks.py")
 
 
-def _launch(world, batch, folder, *flags):
+def _launch(world, batch, folder, accumulate=1):
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"] if world > 1 else []
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, *launcher, str(RANKS), str(batch), str(folder), *flags]
+    command = [sys.executable, *launcher, str(RANKS), str(batch), str(folder), str(accumulate)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return torch.load(folder, weights_only=True)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("batch", [8, 7])
-def test_two_processes_are_one_with_the_whole_batch(tmp_path, batch):
-    """Over gloo, with unequal numbers of targets on the ranks; float64, so that only a wrong mean could show."""
+@pytest.mark.parametrize(("batch", "accumulate"), [(8, 1), (7, 1), (7, 3)])
+def test_two_processes_are_one_with_the_whole_batch(tmp_path, batch, accumulate):
+    """Over gloo, with unequal numbers of targets on ranks and parts; float64, so that only a wrong mean could show."""
     one = _launch(1, batch, tmp_path / "one.pt")
-    two = _launch(2, batch, tmp_path / "two.pt")
+    two = _launch(2, batch, tmp_path / "two.pt", accumulate)
     assert (one["world"], two["world"]) == (1, 2)
+    assert two["all_reduces"] == 5  # one an update, whatever the parts
     assert torch.allclose(two["losses"], one["losses"], atol=1e-6)
     assert torch.allclose(two["norms"], one["norms"], atol=1e-6)
     for name in one["weights"]:
@@ -378,7 +468,10 @@ def test_two_processes_are_one_with_the_whole_batch(tmp_path, batch):
 
 
 @pytest.mark.slow
-def test_a_batch_smaller_than_the_number_of_processes_is_refused(tmp_path):
-    assert _launch(2, 1, tmp_path / "out.pt")["error"] == (
-        "a batch of 1 examples cannot be shared by 2 processes; raise batch_size or start fewer."
+@pytest.mark.parametrize(
+    ("batch", "accumulate", "parts", "fix"), [(1, 1, "", "start fewer"), (3, 2, " in 2 parts each", "lower accumulate")]
+)
+def test_a_batch_that_processes_cannot_share_is_refused(tmp_path, batch, accumulate, parts, fix):
+    assert _launch(2, batch, tmp_path / "out.pt", accumulate)["error"] == (
+        f"a batch of {batch} examples cannot be shared by 2 processes{parts}; raise batch_size or {fix}."
     )

@@ -18,6 +18,8 @@ def test_settings_survive_plain_data():
         {"lr": 0},
         {"lr": float("nan")},
         {"batch_size": 0},
+        {"accumulate": 0},
+        {"batch_size": 4, "accumulate": 5},
         {"clip": 0},
         {"precision": "fp16"},
         {"log_every": 0},

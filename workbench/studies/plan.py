@@ -275,7 +275,8 @@ class _Builder:
             "model": self.model.model_dump(),
             "start": start.key if start else None,
             "protocol": {"name": protocol, "settings": dict(protocol_settings)},
-            "training": settings.model_dump(mode="json"),
+            # Left out where it changes nothing, so that the keys of such stages stay what they were.
+            "training": settings.model_dump(mode="json", exclude={"accumulate"} if settings.accumulate == 1 else None),
             # Without sets a stage is measured on its own protocol, and no study's choice of sets enters its key.
             "evaluation": {
                 **({"examples": self.spec.evaluation.examples, "sets": sets} if sets else {"sets": []}),
@@ -302,8 +303,10 @@ class _Builder:
             version=TRAINING_VERSION,
             seconds=STAGE_SECONDS + 6 * self.parameters * tokens / FLOPS_PER_SECOND,
             bytes=4 * self.parameters * checkpoints,
-            # Weights, slopes and Adam's two moments; of a batch what the way back needs.
-            memory=PROCESS_BYTES + 4 * self.parameters * 6 + 2 * settings.batch_size * self.activations,
+            # Weights, slopes and Adam's two moments; of the largest part of a batch what the way back needs.
+            memory=PROCESS_BYTES
+            + 4 * self.parameters * 6
+            + 2 * -(-settings.batch_size // settings.accumulate) * self.activations,
         )
 
     def analysis(self, entry: str, pair: PairPlan) -> Stage:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -73,6 +74,23 @@ class Tracker(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Targets:
+    """What the loss of a batch is on. Read off the whole batch where it was drawn, so that its parts, on whatever process, agree."""
+
+    count: int
+    answers: bool
+    """The answers and nothing else: last block and head then run at these positions alone."""
+
+    @classmethod
+    def of(cls, examples: Examples) -> Targets:
+        """Tokens of `loss_mask`; the answers themselves where they stand outside the sequence (an empty `loss_mask`)."""
+        count, answers = int(examples.loss_mask[:, 1:].sum()), examples.answer.numel()  # nothing predicts the first token
+        if not count:
+            return cls(answers, True)
+        return cls(count, count == answers and bool(examples.loss_mask.gather(1, answer_tokens(examples)).all()))
+
+
 class Objective(torch.nn.Module):
     """The loss as a module, so that data-parallel wrappers see one forward pass."""
 
@@ -80,23 +98,15 @@ class Objective(torch.nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, examples: Examples) -> tuple[Tensor, Tensor]:
-        """`(summed cross-entropy in nats, number of targets)` over `loss_mask`; the head runs at targets alone.
-
-        Answers that stand outside the sequence (an empty `loss_mask`) are the targets themselves.
-        """
-        mask = examples.loss_mask[:, 1:]  # nothing predicts the first token
-        targets = mask.sum()
-        outside = not bool(targets)
-        if outside:
-            targets = targets + examples.answer.numel()
-        k = examples.answer.shape[1]
-        if outside or (int(targets) == len(examples) * k and bool(examples.loss_mask.gather(1, answer_tokens(examples)).all())):
+    def forward(self, examples: Examples, answers: bool) -> Tensor:
+        """Cross-entropy in nats, summed over the targets: the `answers`, or `loss_mask`; the head runs there alone."""
+        if answers:
             logits, wanted = answer_logits(self.model, examples).flatten(0, 1), examples.answer.flatten()
         else:
+            mask = examples.loss_mask[:, 1:]
             logits, wanted = logits_where(self.model, examples, mask), examples.tokens[:, 1:][mask]
         exact = torch.promote_types(logits.dtype, torch.float32)  # half precision is widened, double is kept
-        return F.cross_entropy(logits.to(exact), wanted, reduction="sum"), targets
+        return F.cross_entropy(logits.to(exact), wanted, reduction="sum")
 
 
 def train(
@@ -113,17 +123,21 @@ def train(
 ) -> PreTrainedModel:
     """Train `model` in place for `settings.steps` updates; killed and resumed equals uninterrupted, bit for bit on one CPU.
 
-    The rank's share of a batch is every `world`-th example; the loss is the mean over all targets of all ranks.
+    A batch is dealt out example by example to `world` processes and `settings.accumulate` parts on each; the loss is the mean
+    over all its targets, whoever holds them.
 
     Raises:
+        UserError: the batch has fewer examples than that.
         TrainingDiverged: a loss is not finite; the listener then holds the last good point of the grid.
         Interrupted: `should_stop` said so.
     """
     accelerator = _accelerator(settings.precision, device)
-    if protocol.batch_size < accelerator.num_processes:
+    world, accumulate = accelerator.num_processes, settings.accumulate
+    if protocol.batch_size < world * accumulate:
+        parts = "" if accumulate == 1 else f" in {accumulate} parts each"
         raise UserError(
-            f"a batch of {protocol.batch_size} examples cannot be shared by {accelerator.num_processes} processes; "
-            "raise batch_size or start fewer."
+            f"a batch of {protocol.batch_size} examples cannot be shared by {world} process{'es' * (world > 1)}{parts}; "
+            f"raise batch_size or {'start fewer' if accumulate == 1 else 'lower accumulate'}."
         )
     objective = accelerator.prepare(Objective(model.to(accelerator.device)))
     optimizer = accelerator.prepare(build_optimizer(settings.optimizer, model.parameters(), settings.lr))
@@ -150,7 +164,7 @@ def train(
             lr = settings.lr * settings.schedule.factor(done, settings.steps)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            loss, norm = _update(accelerator, objective, optimizer, protocol.batch(done), settings.clip)
+            loss, norm = _update(accelerator, objective, optimizer, protocol.batch(done), settings.clip, accumulate)
             done += 1
             for tracker in trackers:
                 tracker.after_update(done, model, optimizer)
@@ -179,21 +193,26 @@ def _update(
     optimizer: torch.optim.Optimizer,
     batch: Examples,
     clip: float,
+    accumulate: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    world = accelerator.num_processes
-    if world > 1:
-        batch = batch[slice(accelerator.process_index, None, world)]
-    with accelerator.autocast():
-        total, targets = objective(batch.to(accelerator.device))
-    if world > 1:
-        # Ranks may hold unequal numbers of targets; gradients are averaged over ranks, so the mean is made by hand.
-        targets = accelerator.reduce(targets, reduction="sum") / world
-    loss = total / targets
-    accelerator.backward(loss)
+    world, rank = accelerator.num_processes, accelerator.process_index
+    targets = Targets.of(batch)
+    losses: list[Tensor] = []
+    for part in range(accumulate):
+        # Every example is in one part of one rank: parts that see the same examples again would waste the others.
+        mine = batch if world * accumulate == 1 else batch[slice(rank + world * part, None, world * accumulate)]
+        with accelerator.no_sync(objective) if part < accumulate - 1 else nullcontext():
+            with accelerator.autocast():
+                total = objective(mine.to(accelerator.device), targets.answers)
+            # Parts hold unequal numbers of targets, and gradients are summed over parts and averaged over ranks.
+            loss = total / (targets.count / world)
+            accelerator.backward(loss)
+        losses.append(loss.detach())
     norm: Any = accelerator.clip_grad_norm_(objective.parameters(), clip)
     optimizer.step()
     # Of the ranks' losses, each world times its share of the sum, the mean is the loss of the whole batch.
-    mean: Any = accelerator.reduce(loss.detach(), reduction="mean") if world > 1 else loss.detach()
+    whole = torch.stack(losses).sum()
+    mean: Any = accelerator.reduce(whole, reduction="mean") if world > 1 else whole
     return mean, norm
 
 
