@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from filelock import FileLock
 from jaxtyping import Bool, Float, Int
 from pydantic import Field
 
@@ -304,14 +305,15 @@ class StoriesTask:
         from tinystories.judging import load_judge, train_judge
 
         folder = self._kept / f"judge-{feature}"
-        if not (folder / "judge.json").is_file():
-            stories, found = self.corpus.split("train"), self._labels("train", feature)
-            used = np.sort(numpy_generator(0, "stories", "judge").permutation(len(stories))[:JUDGED_ON])
-            chosen = stories.select(used)
-            try:
-                train_judge(chosen["text"][:], found[used], chosen["source"][:], self.features[feature]).save(folder)
-            except UserError:
-                return None
+        with FileLock(f"{folder}.lock"):  # of processes that want it at once, one trains it
+            if not (folder / "judge.json").is_file():
+                stories, found = self.corpus.split("train"), self._labels("train", feature)
+                used = np.sort(numpy_generator(0, "stories", "judge").permutation(len(stories))[:JUDGED_ON])
+                chosen = stories.select(used)
+                try:
+                    train_judge(chosen["text"][:], found[used], chosen["source"][:], self.features[feature]).save(folder)
+                except UserError:
+                    return None
         return load_judge(folder)
 
     def counterfactual(self, capability: str, examples: Examples, seed: int) -> Examples:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from tinystories.task import StoriesTask
+from workbench.analyses._texts import texture
 from workbench.analyses.writing import WritingSettings, writing
 from workbench.errors import UserError
 from workbench.figures import alt, figure, has_builder
@@ -193,3 +194,13 @@ class TestWhenAsked:
         found = writing(asked, **{**SMALL, "opening": 0})
         kinds = {m.metric.removeprefix("loss_base_") for m in found.headline if m.metric.startswith("loss_base_")}
         assert kinds == {"asked_dialogue", "asked_no_dialogue", "adversarial_dialogue"}
+
+
+def test_texture_is_the_mean_over_texts_of_their_length_and_of_runs_that_are_not_repeated(result):
+    rows = {row["measure"]: row for row in texture(["A b a b.", "one two three four", ""], 0)}
+    assert rows["length"]["value"] == pytest.approx(8 / 3)
+    assert rows["distinct_1"]["value"] == pytest.approx((3 / 4 + 1) / 2)  # a b a b. has three different words
+    assert rows["distinct_2"]["value"] == pytest.approx((3 / 3 + 1) / 2)
+    assert texture(["x x x x"], 0)[2]["value"] == pytest.approx(1 / 3)  # of three runs of two all are the same
+    assert set(result.tables["texture"]["model"]) == {"real", "base", "tuned", "never_had_it"}
+    assert (result.tables["texture"]["low"] <= result.tables["texture"]["value"]).all()

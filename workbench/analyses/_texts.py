@@ -119,3 +119,20 @@ def interval_row(value: float, draws: np.ndarray) -> dict[str, float]:
     """`value low high` of a number and its draws."""
     low, high = np.percentile(draws, [2.5, 97.5])
     return {"value": value, "low": float(low), "high": float(high)}
+
+
+def texture(texts: Sequence[str], seed: int) -> list[dict[str, Any]]:
+    """What texts are like, whatever they tell: rows of `measure value low high n unit`, means over texts.
+
+    `length` in words; `distinct_k` [Li+16]: of a text's runs of k words, the share that is not a repetition within the text.
+    """
+    words = [text.lower().split() for text in texts]
+    measured = {"length": (np.array([len(w) for w in words], float), "words")}
+    for k in (1, 2, 3):
+        runs = [[tuple(w[i : i + k]) for i in range(len(w) - k + 1)] for w in words]
+        measured[f"distinct_{k}"] = (np.array([len(set(r)) / len(r) for r in runs if r]), "share of runs")
+    return [
+        {"measure": name, **interval_row(float(of.mean()), bootstrap_mean(of, DRAWS, seed)), "n": len(of), "unit": unit}
+        for name, (of, unit) in measured.items()
+        if len(of)
+    ]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workbench.analyses._texts import Desk, TextSettings, check_room, interval_row
+from workbench.analyses._texts import Desk, TextSettings, check_room, interval_row, texture
 from workbench.analysis import analysis
 from workbench.measures import derived, paired_change, proportion, proportion_row
 from workbench.protocols import WritingTask
@@ -39,7 +39,7 @@ def writing(pair: Pair, settings: WritingSettings) -> Result:
     O_PT is asked for, from its instruction. `real` is how these texts go on themselves, within as many tokens. Loss:
     cross-entropy summed over all texts, over their tokens; on texts with it, without it, and, where an instruction asks, on
     texts without it though asked for. `judges`: the same shares by every judge that there is, as counted and as they would
-    be if it did not err.
+    be if it did not err. `texture`: length and repetition of the texts.
 
     Controls: the model that never had the ability, and the real texts.
 
@@ -78,6 +78,7 @@ def writing(pair: Pair, settings: WritingSettings) -> Result:
             "table": pd.DataFrame(rows),
             "loss": pd.DataFrame(cost),
             "judges": pd.DataFrame(judged),
+            "texture": pd.DataFrame([{"model": name, **row} for name, of in texts.items() for row in texture(of, pair.seed)]),
             "samples": pd.DataFrame(samples),
         },
         headline=(

@@ -20,6 +20,10 @@ from workbench.models.divergence import BATCH, FLOATS, divergence_from
 from workbench.models.forward import logits_where
 from workbench.seeds import stream
 
+CACHE_BYTES = 512_000_000
+"""Keys and values that are held at once."""
+MOST_ROWS = 256
+
 
 @torch.no_grad()
 def generate(
@@ -32,7 +36,7 @@ def generate(
     temperature: float = 1.0,
     top_k: int | None = None,
     seed: int = 0,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> list[Int[Tensor, " _"]]:
     """Continue prompts of different lengths; what comes back are the new tokens alone, up to `eos_id` and without it.
@@ -50,7 +54,7 @@ def generate(
         temperature: 0 takes the most likely token.
         top_k: sample from that many most likely tokens (more where they tie); None from all.
         seed: of the samples.
-        batch_size: prompts at a time; those of about one length go together.
+        batch_size: prompts at a time; those of about one length go together. As many as keep the cache small when None.
         on_step: called with (steps done, steps in all) over all batches; a batch that ends early jumps ahead.
 
     Returns:
@@ -59,10 +63,11 @@ def generate(
     Raises:
         UserError: a setting or a prompt that the model cannot take.
     """
-    _check(model, prompts, new_tokens, pad_id, temperature, top_k, batch_size)
+    size = _batch(model, max(map(len, prompts), default=0) + new_tokens) if batch_size is None else batch_size
+    _check(model, prompts, new_tokens, pad_id, temperature, top_k, size)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     written: dict[int, Tensor] = {}
-    parts = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    parts = [order[start : start + size] for start in range(0, len(order), size)]
     with _evaluating(model):
         for number, part in enumerate(parts):
             draw = _Draw([_generator(model.device, seed, i) for i in part], temperature, top_k)
@@ -211,6 +216,12 @@ def _texts(tokens: Int[Tensor, "n t"], mask: Bool[Tensor, "n t"] | None) -> tupl
         attention_mask=None if mask is None else real,
     )
     return examples, real[:, :-1] & real[:, 1:]
+
+
+def _batch(model: PreTrainedModel, length: int) -> int:
+    """Rows whose keys and values stay within `CACHE_BYTES`; a step takes about as long for few rows as for many."""
+    layers, width = (int(getattr(model.config, name, None) or 1) for name in ("num_hidden_layers", "hidden_size"))
+    return max(1, min(MOST_ROWS, CACHE_BYTES // max(1, 2 * 4 * layers * width * length)))
 
 
 def _generator(device: torch.device, seed: int, prompt: int) -> torch.Generator:
