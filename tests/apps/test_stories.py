@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from studies.tiny import run_once
+from studies.tiny import TALES, run_once
 
 from workbench.errors import UserError
 from workbench.models.generation import generate, surprisal, token_kl
@@ -24,20 +24,6 @@ with warnings.catch_warnings():
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 APP = Path(__file__).parents[2] / "apps" / "dashboard" / "app.py"
-TALES = """
-study: tales
-seeds: [0]
-task: {kind: stories, tokenizer: 600, context: 96, prompt: 16}
-model: {kind: gpt2, blocks: 1, heads: 2, width: 16}
-evaluation: {examples: 8, final_examples: 8, keep: last}
-pretrain:
-  base:         {protocol: stories, steps: 12, lr: 1.0e-2, batch_size: 4}
-  never_had_it: {protocol: stories, without: dialogue, steps: 4, lr: 1.0e-2, batch_size: 4}
-finetune:
-  filtered: {from: base, protocol: filter, capability: no_dialogue, steps: 4, lr: 1.0e-2, batch_size: 4}
-revive: {capability: dialogue, protocol: specialise, steps: 3, lr: 1.0e-3, batch_size: 4, arms: [revived, never_had_it]}
-analyses: [behaviour]
-"""
 MODELS = ["base", "tuned", "revived", "never_had_it"]
 
 
@@ -228,7 +214,7 @@ def test_scores_are_made_when_asked_for_and_go_when_the_prompt_does(open_page, m
 
     at = open_page()
     monkeypatch.setattr(writing, "shares", few)
-    assert not at.dataframe[0].value.shape[1] == 5
+    assert "share [95 %]" not in at.dataframe[0].value
     at.text_area(key="prompt").set_value('"Hi," said Tom')
     press(at, "Continue")
     press(at, "Score 100")
@@ -236,7 +222,7 @@ def test_scores_are_made_when_asked_for_and_go_when_the_prompt_does(open_page, m
     table = at.dataframe[0].value
     assert table["share [95 %]"].tolist() == ["0.25 [0.20, 0.30]"] * 4
     assert table["n"].tolist() == [100] * 4
-    assert ["The prompt itself shows dialogue, so its continuations do too."] == [w.value for w in at.warning]
+    assert [w.value for w in at.warning] == ["The prompt itself shows dialogue, so its continuations do too."]
     at.radio(key="colour").set_value("kl").run()
     assert at.dataframe[0].value["n"].tolist() == [100] * 4
     assert len(asked) == 1
@@ -245,11 +231,12 @@ def test_scores_are_made_when_asked_for_and_go_when_the_prompt_does(open_page, m
 
 
 def test_models_that_are_not_made_yet_are_a_sentence(study, tmp_path, monkeypatch):
-    from workbench.runs import Store
-    from workbench.studies.handle import Study
+    import shutil
 
-    Study(study.spec, Store(tmp_path)).save()
-    monkeypatch.setenv("WORKBENCH_HOME", str(tmp_path))
+    shutil.copytree(study.store.root, tmp_path / "runs")
+    for run in (tmp_path / "runs" / "tales").glob("finetune-*"):
+        shutil.rmtree(run)
+    monkeypatch.setenv("WORKBENCH_HOME", str(tmp_path / "runs"))
     st.cache_data.clear()
     st.cache_resource.clear()
     at = AppTest.from_file(str(APP), default_timeout=120).run().switch_page("app_pages/stories.py").run()
