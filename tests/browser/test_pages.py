@@ -156,8 +156,8 @@ def test_models_continue_a_prompt_side_by_side(visit, tales, scheme):
     assert "nats" in (tokens.last.get_attribute("title") or "")
     page.get_by_role("textbox", name="Prompt").fill("<b id='planted'>Tom</b> ran")
     page.get_by_role("button", name="Continue").click()
-    page.get_by_text("<b id='planted'>").locator("visible=true").first.wait_for(timeout=LATE)
-    page.wait_for_function("document.querySelectorAll(\"span[title^='“<b']\").length >= 3", timeout=LATE)
+    planted = "[...document.querySelectorAll('div')].filter(e => e.style.whiteSpace == 'pre-wrap' && e.textContent.startsWith('<b id'))"
+    page.wait_for_function(f"{planted}.length == 4", timeout=LATE)
     assert page.locator("#planted").count() == 0
     page.get_by_text("none", exact=True).click()
     page.wait_for_function("!document.querySelector(\"span[title][style*='background-color']\")", timeout=LATE)
