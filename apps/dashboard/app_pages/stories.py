@@ -72,8 +72,8 @@ def side_by_side(found: dict[str, writing.Continuation]) -> None:
     for (name, one), column in zip(found.items(), st.columns(len(found), gap="medium"), strict=True):
         with column:
             st.markdown(f"**{parts.plain(title(name))}**")
-            ended = "came to its end" if one.ended else "was cut there"
-            st.caption(f"{one.written} tokens, then it {ended}; {one.nats:.2f} nats per written token under this model")
+            ended = "it ended" if one.ended else "it was cut"
+            st.caption(f"{one.written} tokens, then {ended}; {one.nats:.2f} nats per written token under this model")
             st.html(token_html.spans(one.pieces, by, most))
     st.caption("One text of each model says little: what differs may be the draw. Hover over a token for its numbers.")
 
@@ -102,9 +102,7 @@ def scores(of: writing.Subject, pair: Pair, request: writing.Request) -> None:
     if st.button(f"Score {SAMPLES} continuations of this prompt", icon=":material/functions:"):
         st.session_state.scored = (of, request)
     if st.session_state.get("scored") != (of, request):
-        st.caption(
-            f"Each model writes {SAMPLES} texts with different random numbers; this takes about {SAMPLES // 8} times one text or less."
-        )
+        st.caption(f"Each model writes {SAMPLES} texts, each with random numbers of its own.")
         return
     with parts.seam("scores"):
         found = writing.scored(of, request, SAMPLES)
