@@ -67,7 +67,7 @@ def figure(rows: pd.DataFrame, capability: str) -> go.Figure:
     for column, part in enumerate(shown, start=1):
         of_part = select(rows, part=part)
         last = largest(of_part, "step", 1.0)
-        for run in sorted({str(run) for run in of_part["run"]}, key=_place):
+        for run in sorted({str(run) for run in of_part["run"]}, key=lambda name: (_place(name), "@" not in name, name)):
             name = _name(run)
             _loss(fig, select(of_part, run=run, measure=LOSS), run, column, name not in named)
             of_run = select(of_part, run=run, measure=ACCURACY)
