@@ -178,7 +178,7 @@ def _print_counts(corpus: Corpus, leaked: int) -> None:
     say(
         f"read {c['read']:,}: kept {c['kept']:,}, repeated {c['repeated']:,}, empty {c['empty']:,}, no records {c['skipped']:,}"
     )
-    say(f"test stories that are also in another split: {leaked:,}")
+    say(f"validation and test stories that are also in another split: {leaked:,}")
     if c["held_out"]:
         say(f"the data set's own held-out files: {c['held_out']:,} stories, {c['leaked']:,} of them among those kept; not used")
 

@@ -92,7 +92,7 @@ def test_prepare_prints_a_table(cli, told):
     body = told("prepare", "--tokenizer", "600")
     for row in body["sources"]:
         assert f"{row['dialogue']:.2f} [{row['dialogue_low']:.2f}, {row['dialogue_high']:.2f}]" in out
-    assert "test stories that are also in another split: 0" in out
+    assert "validation and test stories that are also in another split: 0" in out
     assert f"{body['splits']['train']['tokens']:,}" in out
     assert "tokenizer: 600 ids" in out
 
