@@ -19,7 +19,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 SAMPLE = "sample"
 VERSION = 1
 """Of reading, cleaning and splitting; another number, and every corpus is made anew."""
+TOLD_EVERY = 1000
+"""Rows between two calls of `on_read`."""
 _SHARD = re.compile(r"-\d{5}-of-\d{5}(-[0-9a-f]+)?$")
 
 
@@ -109,7 +111,12 @@ class Corpus:
 
 
 def load_corpus(
-    name: str = SAMPLE, *, revision: str | None = None, cache: Path | None = None, limit: int | None = None
+    name: str = SAMPLE,
+    *,
+    revision: str | None = None,
+    cache: Path | None = None,
+    limit: int | None = None,
+    on_read: Callable[[int], None] | None = None,
 ) -> Corpus:
     """The corpus `name`, made on the first call and found in the cache from then on.
 
@@ -119,6 +126,7 @@ def load_corpus(
         revision: branch, tag or commit of a hub data set.
         cache: where corpora are kept; by default `$HF_HOME/revival`.
         limit: keep the first so many stories only.
+        on_read: called now and then, while the corpus is made, with the number of rows that were read.
 
     Raises:
         UserError: nothing is called so, the hub cannot be reached, a file is damaged or holds no story, the cache cannot be
@@ -129,13 +137,13 @@ def load_corpus(
     folder = Path(cache) if cache is not None else home() / "revival"
     path = _local(name)
     if path is None:
-        return _from_hub(name, revision, folder, limit)
+        return _from_hub(name, revision, folder, limit, on_read)
     if revision is not None:
         raise UserError(f"revision {revision!r} was given with {name!r}, which is not on the hub; leave it out.")
     files = hub.files_of(path)
     identity = {"name": str(path) if name != SAMPLE else name, "limit": limit, "files": _file_hashes(files, path, folder)}
     return _cached(name, None, folder, identity) or _make(
-        name, None, folder, identity, files, path if path.is_dir() else path.parent
+        name, None, folder, identity, files, path if path.is_dir() else path.parent, on_read
     )
 
 
@@ -191,7 +199,9 @@ def _local(name: str) -> Path | None:
     raise UserError(f"there is no file or folder {name!r}; give one, a data set of the hub as owner/name, or 'sample'.")
 
 
-def _from_hub(name: str, revision: str | None, folder: Path, limit: int | None) -> Corpus:
+def _from_hub(
+    name: str, revision: str | None, folder: Path, limit: int | None, on_read: Callable[[int], None] | None
+) -> Corpus:
     pinned = revision if revision is not None and hub.COMMIT.fullmatch(revision) else None
     if pinned is not None and (found := _cached(name, pinned, folder, _hub_identity(name, pinned, limit))):
         return found  # nothing to ask the hub
@@ -205,7 +215,7 @@ def _from_hub(name: str, revision: str | None, folder: Path, limit: int | None) 
     identity = _hub_identity(name, commit, limit)
     found = _cached(name, commit, folder, identity)
     if found is None:
-        found = _make(name, commit, folder, identity, hub.fetch(name, commit, local=not reachable), None)
+        found = _make(name, commit, folder, identity, hub.fetch(name, commit, local=not reachable), None, on_read)
     _remember_commit(name, revision, folder, commit)
     return found
 
@@ -266,7 +276,15 @@ def _with_source(paths: tuple[Path, ...], base: Path, name: str | None, skipped:
             raise UserError(f"{path} holds no story; remove the file, or fetch it again.")
 
 
-def _make(name: str, commit: str | None, folder: Path, identity: dict[str, Any], files: hub.Files, base: Path | None) -> Corpus:
+def _make(
+    name: str,
+    commit: str | None,
+    folder: Path,
+    identity: dict[str, Any],
+    files: hub.Files,
+    base: Path | None,
+    on_read: Callable[[int], None] | None,
+) -> Corpus:
     """Read, clean, split and write; another process that makes the same corpus is waited for."""
     target = _entry(name, folder, identity)
     root = base if base is not None else Path(os.path.commonpath([path.parent for path in files.stories]))
@@ -281,6 +299,7 @@ def _make(name: str, commit: str | None, folder: Path, identity: dict[str, Any],
         labelled = any(has_labels(path) for path in files.stories)
         skipped: Counter[str] = Counter()
         rows = _with_source(files.stories, root, name if base is None else None, skipped)
+        rows = rows if on_read is None else _counted(rows, on_read)
         with _writing(folder), atomic_folder(target) as temporary:
             held_out = chain.from_iterable(map(read_rows, files.held_out))
             counts, sha256 = build(temporary, rows, held_out, labelled, skipped, identity["limit"])
@@ -289,6 +308,13 @@ def _make(name: str, commit: str | None, folder: Path, identity: dict[str, Any],
     finally:
         lock.release()
     return _open(name, commit, target)
+
+
+def _counted(rows: Iterator[Row], on_read: Callable[[int], None]) -> Iterator[Row]:
+    for number, row in enumerate(rows):
+        if number % TOLD_EVERY == 0:
+            on_read(number)
+        yield row
 
 
 def _entry(name: str, folder: Path, identity: dict[str, Any]) -> Path:

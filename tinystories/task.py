@@ -17,7 +17,7 @@ from pydantic import Field
 from tinystories import texts
 from tinystories.features import RULES
 from tinystories.prompts import ASKED, WITHOUT, StoryCapability, feature_of, plain
-from tinystories.told import Told, begin
+from tinystories.told import Told, begin, story_of
 from workbench.errors import UserError, did_you_mean
 from workbench.examples import Correlation, Examples, partners
 from workbench.hub import home
@@ -240,6 +240,10 @@ class StoriesTask:
         """Tokens of a text to be gone on with, BOS first; errors as in `tinystories.told.begin`."""
         return begin(text, self.tokenizer)
 
+    def without_instruction(self, text: str) -> str:
+        """What follows `Story: ` where a text begins with instruction lines; else all of it."""
+        return story_of(text)
+
     def openings(self, capability: str, n: int, seed: int, tokens: int, more: int) -> Openings:
         """Beginnings of test stories none of which shows the feature yet; see `tinystories.texts.openings`."""
         return texts.openings(self, capability, n, seed, tokens, more)
@@ -251,6 +255,11 @@ class StoriesTask:
     def whole(self, kind: str, n: int, seed: int, split: str = "test") -> Examples:
         """Whole stories of a kind, to be predicted; see `tinystories.texts.whole`."""
         return texts.whole(self, kind, n, seed, split)
+
+    @property
+    def rules(self) -> Mapping[str, str]:
+        """The statement of every rule."""
+        return {name: rule.statement for name, rule in RULES.items()}
 
     def marks(self, written: Sequence[str]) -> Mapping[str, Bool[np.ndarray, " n"]]:
         """What the rules say of texts, rule by rule; `tinystories.features.RULES` states them."""

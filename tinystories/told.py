@@ -6,7 +6,7 @@ random order, drawn anew per epoch; so are the words and the sentence of an inst
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -45,10 +45,7 @@ class Told:
 
     def instruction(self, story: int, epoch: int = 0) -> Instruction:
         """What the story is asked to be."""
-        row: dict[str, Any] = self._stories[story]
-        if not self.corpus.labelled:
-            return derive(row["text"], self.seed, epoch)
-        return Instruction(tuple(row["features"]), tuple(row["words"]), row["summary"], row["sentence"])
+        return instruction(self._stories[story], self.seed, epoch)
 
     def text(self, story: int, epoch: int = 0, edit: Edit | None = None, lines: tuple[str, ...] = LINES) -> str:
         """The lines in front of the story, ending in `Story: `."""
@@ -67,6 +64,13 @@ class Told:
         return np.array(ids, dtype=np.int64)
 
 
+def instruction(row: Mapping[str, Any], seed: int, epoch: int = 0) -> Instruction:
+    """The instruction of a story as a corpus has it: its own where the corpus has labels, else what its text gives."""
+    if "features" not in row:
+        return derive(row["text"], seed, epoch)
+    return Instruction(tuple(row["features"]), tuple(row["words"]), row["summary"], row["sentence"])
+
+
 def begin(text: str, tokenizer: StoryTokenizer) -> Int[np.ndarray, " t"]:
     """Tokens of a text that a model is to go on with, BOS first; instruction lines and what follows `Story: ` are encoded apart.
 
@@ -78,6 +82,11 @@ def begin(text: str, tokenizer: StoryTokenizer) -> Int[np.ndarray, " t"]:
         raise UserError(f"the text begins with an instruction line and has no {STORY!r} after it; end the lines with one.")
     parts = [tokenizer.encode(part) for part in (head + mark, rest) if part]
     return np.array([tokenizer.bos_id, *(token for part in parts for token in part)], dtype=np.int64)
+
+
+def story_of(text: str) -> str:
+    """A text without the instruction in front of it; nothing where that has not come to its end."""
+    return text.partition(STORY)[2] if _is_instruction(text) else text
 
 
 def _is_instruction(text: str) -> bool:

@@ -187,8 +187,17 @@ class WritingTask(Task, Protocol):
         """Token ids of a text that a person wrote and a model is to go on with, with the token that begins every text."""
         ...
 
+    def without_instruction(self, text: str) -> str:
+        """The text itself: what follows an instruction in front of it, or all of it where there is none."""
+        ...
+
     def openings(self, capability: str, n: int, seed: int, tokens: int, more: int) -> Openings:
         """`tokens` of each of `n` test texts, none of which shows the capability yet; `more` tokens of the real ones follow."""
+        ...
+
+    @property
+    def rules(self) -> Mapping[str, str]:
+        """What each rule of `marks` decides, in a line."""
         ...
 
     def marks(self, written: Sequence[str]) -> Mapping[str, np.ndarray]:

@@ -29,6 +29,7 @@ pages = [
         for group, about in GROUPS.items()
         if group in ICONS
     ),
+    st.Page("app_pages/stories.py", title="Stories", icon=":material/auto_stories:", url_path="stories"),
     st.Page("app_pages/paper.py", title="Paper", icon=":material/menu_book:", url_path="paper"),
     st.Page("app_pages/run.py", title="Run", icon=":material/deployed_code:", url_path="run"),
 ]

@@ -15,9 +15,14 @@ from workbench.studies.handle import Study
 POOLED = "all seeds"
 
 
-def pickers() -> tuple[Study, str, int | None] | None:
-    """Study, pair and seed; None when there is nothing to pick."""
-    names = reading.store().studies()
+def pickers(names: Sequence[str] | None = None, pooled: bool = True) -> tuple[Study, str, int | None] | None:
+    """Study, pair and seed; None when there is nothing to pick.
+
+    Args:
+        names: the studies to pick from; all where not given.
+        pooled: whether all seeds together can be picked.
+    """
+    names = reading.store().studies() if names is None else names
     if not names:
         parts.empty(reading.store().root)
         return None
@@ -34,7 +39,7 @@ def pickers() -> tuple[Study, str, int | None] | None:
     with middle:
         pair = parts.pick("Pair", study.pair_names, "pair")
     with right:
-        seed = parts.pick("Seed", [POOLED, *map(str, study.spec.seeds)], "seed")
+        seed = parts.pick("Seed", [*[POOLED] * pooled, *map(str, study.spec.seeds)], "seed")
     return study, pair, None if seed == POOLED else int(seed)
 
 

@@ -25,7 +25,7 @@ with warnings.catch_warnings():
 
 APP = Path(__file__).parents[2] / "apps" / "dashboard" / "app.py"
 GROUPS = ("lenses", "patching", "directions", "weights", "representations")
-PAGES = ("overview", "study", *GROUPS, "paper", "run")
+PAGES = ("overview", "study", *GROUPS, "stories", "paper", "run")
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
@@ -84,7 +84,11 @@ def test_every_page_shows_every_store(open_page, store, page):
 @pytest.mark.parametrize("page", PAGES)
 def test_an_empty_store_names_the_command_that_fills_it(open_page, page):
     at = open_page("empty", page)
-    command, said = ("workbench reproduce claims", "not held against") if page == "paper" else ("make demo", "no runs yet")
+    others = {
+        "paper": ("workbench reproduce claims", "not held against"),
+        "stories": ("make tinystories", "no stories yet"),
+    }
+    command, said = others.get(page, ("make demo", "no runs yet"))
     assert [code.value for code in at.code] == [command]
     assert said in at.info[0].value
 

@@ -6,9 +6,11 @@ import socket
 import subprocess
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from studies.tiny import TALES, run_once
 
 from apps.dashboard.serve import command
 from tests.apps.fake_store import fake_study
@@ -34,13 +36,12 @@ def study(tmp_path_factory) -> Study:
     return fake_study(tmp_path_factory.mktemp("browser"))
 
 
-@pytest.fixture(scope="module")
-def address(study, tmp_path_factory):
+def serve(root: Path, elsewhere: Path) -> Iterator[str]:
+    """The address of a dashboard that shows a store."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    argv, environment = command(study.store.root, port)
-    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    argv, environment = command(root, port)
     server = subprocess.Popen(argv, env=environment, cwd=elsewhere, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         for _ in range(120):
@@ -53,6 +54,16 @@ def address(study, tmp_path_factory):
     finally:
         server.terminate()
         server.wait()
+
+
+@pytest.fixture(scope="module")
+def address(study, tmp_path_factory):
+    yield from serve(study.store.root, tmp_path_factory.mktemp("elsewhere"))
+
+
+@pytest.fixture(scope="module")
+def tales(tmp_path_factory):
+    yield from serve(run_once(tmp_path_factory, TALES).store.root, tmp_path_factory.mktemp("elsewhere"))
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +142,25 @@ def test_both_schemes_can_be_read(visit, address, scheme, dark):
     brightness = [sum(int(v) for v in c[c.index("(") + 1 : -1].split(",")[:3]) / 3 for c in (back, text)]
     assert (brightness[0] < 60) == dark
     assert abs(brightness[0] - brightness[1]) > 150
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_models_continue_a_prompt_side_by_side(visit, tales, scheme):
+    page = visit(f"{tales}/stories", scheme)
+    ready(page, "How they were trained")
+    drawn(page)
+    tokens = page.locator("span[title*='surprisal']")
+    tokens.first.wait_for(timeout=LATE)
+    tops = {round(box.bounding_box()["y"]) for box in page.locator("div[style*='pre-wrap']").all()}
+    assert len(tops) == 1  # side by side
+    assert "nats" in (tokens.last.get_attribute("title") or "")
+    page.get_by_role("textbox", name="Prompt").fill("<b id='planted'>Tom</b> ran")
+    page.get_by_role("button", name="Continue").click()
+    planted = "[...document.querySelectorAll('div')].filter(e => e.style.whiteSpace == 'pre-wrap' && e.textContent.startsWith('<b id'))"
+    page.wait_for_function(f"{planted}.length == 4", timeout=LATE)
+    assert page.locator("#planted").count() == 0
+    page.get_by_text("none", exact=True).click()
+    page.wait_for_function("!document.querySelector(\"span[title][style*='background-color']\")", timeout=LATE)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -39,6 +39,22 @@ finetune:
 """
 """Long enough to be killed in the middle, with a branch that does not need what is killed, and a stage that does."""
 
+TALES = """
+study: tales
+seeds: [0]
+task: {kind: stories, tokenizer: 600, context: 96, prompt: 16}
+model: {kind: gpt2, blocks: 1, heads: 2, width: 16}
+evaluation: {examples: 16, final_examples: 16, keep: last}
+pretrain:
+  base:         {protocol: stories, steps: 12, lr: 1.0e-2, batch_size: 4}
+  never_had_it: {protocol: stories, without: dialogue, steps: 4, lr: 1.0e-2, batch_size: 4}
+finetune:
+  filtered: {from: base, protocol: filter, capability: no_dialogue, steps: 4, lr: 1.0e-2, batch_size: 4}
+revive: {capability: dialogue, protocol: specialise, steps: 3, lr: 1.0e-3, batch_size: 4, arms: [revived, never_had_it]}
+analyses: []
+"""
+"""Stories of the bundled sample: four models that write."""
+
 
 def write_study(folder: Path, text: str = TINY, name: str = "study") -> Path:
     path = folder / f"{name}.yaml"

@@ -7,10 +7,12 @@ import sys
 import typer
 
 from workbench.cli import analyze, apps, export, reproduce, runs, study, tasks
+from workbench.cli.contributed import Commands
 from workbench.errors import UserError
 
 app = typer.Typer(
     name="workbench",
+    cls=Commands,
     help="What did fine-tuning change inside this model, and how cheaply does the old ability come back?",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
