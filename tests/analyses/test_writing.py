@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from tinystories.task import StoriesTask
 from workbench.analyses._texts import texture
-from workbench.analyses.writing import WritingSettings, writing
+from workbench.analyses.writing import WritingSettings, _disagreement, writing
 from workbench.errors import UserError
 from workbench.figures import alt, figure, has_builder
 from workbench.models.build import build_model
@@ -204,3 +204,21 @@ def test_texture_is_the_mean_over_texts_of_their_length_and_of_runs_that_are_not
     assert texture(["x x x x"], 0)[2]["value"] == pytest.approx(1 / 3)  # of three runs of two all are the same
     assert set(result.tables["texture"]["model"]) == {"real", "base", "tuned", "never_had_it"}
     assert (result.tables["texture"]["low"] <= result.tables["texture"]["value"]).all()
+
+
+def test_a_judge_that_does_not_cover_the_rule_is_named():
+    def row(model, judge, value, low, high):
+        return {
+            "model": model,
+            "judge": judge,
+            "value": value,
+            "corrected": value,
+            "corrected_low": low,
+            "corrected_high": high,
+        }
+
+    agrees = [row("base", "rule", 0.5, 0.5, 0.5), row("base", "n-grams", 0.6, 0.4, 0.7)]
+    assert _disagreement(agrees) == []
+    differs = [*agrees, row("tuned", "rule", 0.1, 0.1, 0.1), row("tuned", "n-grams", 0.9, 0.8, 1.0)]
+    (said,) = _disagreement(differs)
+    assert said.startswith("The other judge (n-grams) does not agree even corrected (tuned 0.10, by it 0.90)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -91,11 +92,27 @@ def writing(pair: Pair, settings: WritingSettings) -> Result:
         ),
         limits=(
             *desk.limits,
+            *_disagreement(judged),
             "What a model no longer writes of its own accord it may still write when asked: revival tells.",
         ),
         provenance={"capability": pt, "tuned_on": pair.tuned_on},
     )
     return replace(result, evidence=evidence(result))
+
+
+def _disagreement(judged: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence for every judge whose corrected share does not cover what the one that decides counts."""
+    decides = {str(row["model"]): row for row in reversed(judged)}  # of each model the first row stays
+    out: dict[str, list[str]] = {}
+    for row in judged:
+        first = decides[str(row["model"])]
+        if row["judge"] != first["judge"] and not row["corrected_low"] <= first["value"] <= row["corrected_high"]:
+            out.setdefault(str(row["judge"]), []).append(f"{row['model']} {first['value']:.2f}, by it {row['corrected']:.2f}")
+    return [
+        f"The other judge ({judge}) does not agree even corrected ({'; '.join(said)}): it was made of whole real texts, and errs "
+        "otherwise on texts like these."
+        for judge, said in out.items()
+    ]
 
 
 def evidence(result: Result) -> tuple[Evidence, ...]:
