@@ -30,7 +30,7 @@ def fit_labels(
     penalty: float,
     iterations: int,
     used: Bool[np.ndarray, "n f"] | None = None,
-    tolerance: float = 1e-4,
+    tolerance: float = 1e-5,
 ) -> LabelProbes:
     """Binary logistic regressions: mean cross-entropy + penalty / 2 * |weights|^2, the bias free.
 

@@ -51,9 +51,7 @@ def rooms(read: Mapping[str, np.ndarray], seed: int, unit: str = "accuracy") -> 
     return rooms_of(mean, draws, len(read["base"]), unit)
 
 
-def rooms_of(
-    mean: Mapping[str, float], draws: Mapping[str, np.ndarray], n: int, unit: str = "accuracy"
-) -> tuple[Metric, ...]:
+def rooms_of(mean: Mapping[str, float], draws: Mapping[str, np.ndarray], n: int, unit: str = "accuracy") -> tuple[Metric, ...]:
     """As `rooms`, of any measure of all examples at once and its paired draws, both by model."""
     room = mean["base"] - mean["untrained"]
     kept = (mean["tuned"] - mean["untrained"]) / room if room >= ROOM else math.nan

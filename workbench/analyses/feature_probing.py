@@ -27,10 +27,14 @@ from workbench.probes import scored, standardised
 from workbench.protocols import WritingTask
 from workbench.results import Evidence, Metric, Result
 from workbench.seeds import numpy_generator
+from workbench.statistics import normal_quantile
 from workbench.subjects import Pair, Question
 
 FOLDS = 5
 """Parts of the training texts, each held out once, that choose the residual point of the headline."""
+SHUFFLES = 8
+"""Permutations of every label. One alone says little: where a feature is a strong direction, a probe of chance labels leans on it
+one way or the other, and reads the true label well or badly by luck."""
 FINISHED = 1e-2
 """Largest gradient entry (nats per standard deviation) at which a fit counts as finished."""
 UNHINTED = "unhinted"
@@ -79,7 +83,7 @@ class _Read:
     """Scores of one model's probes on the test texts `[points, n, f]`, by kind of probe; all but `true` of fewer features."""
 
     true: Float[np.ndarray, "points n f"]
-    shuffled: Float[np.ndarray, "points n f"]
+    shuffled: Float[np.ndarray, "points n f shuffles"]
     unhinted: Float[np.ndarray, "points n"] | None
     """The pair's feature, fitted on texts that do not give it away."""
     chosen_by: Float[np.ndarray, " points"] | None
@@ -103,7 +107,8 @@ def feature_probing(pair: Pair, settings: FeatureProbingSettings) -> Result:
     themselves. `room`, `room_never` and `share_kept` as in `probing`, of AUROC.
 
     Controls: random weights; a model that never had the ability; `shuffled`, probes of labels that were permuted among the
-    training texts; `base_tokens`, the base at the embedding, which is what the last tokens alone give away.
+    training texts, held against the true ones of the test texts (mean over permutations, interval of a single one);
+    `base_tokens`, the base at the embedding, which is what the last tokens alone give away.
 
     Does not show that the model uses what a probe reads.
     """
@@ -125,9 +130,7 @@ def feature_probing(pair: Pair, settings: FeatureProbingSettings) -> Result:
 def _texts(pair: Pair, task: WritingTask, settings: FeatureProbingSettings, n: int, split: str) -> _Texts:
     examples = task.whole(None, n, pair.seed, split)
     positions = last_positions(examples, settings.last_tokens, task.end)
-    pieces = [
-        task.describe(tokens[chosen].tolist()) for tokens, chosen in zip(examples.tokens, positions, strict=True)
-    ]
+    pieces = [task.describe(tokens[chosen].tolist()) for tokens, chosen in zip(examples.tokens, positions, strict=True)]
     return _Texts(examples, positions, np.asarray(task.hints(pair.capability, pieces), dtype=np.bool_))
 
 
@@ -183,18 +186,15 @@ def _read(
     """Fit and test all probes of a model; its mean activations are held while it is read, and no others."""
     x, y = standardised(*(pooled_streams(model, texts.examples, texts.positions) for texts in (train, test)))
     truth, f = train.truth(names), len(names)
-    shuffled = np.stack(
-        [numpy_generator(seed, "shuffled labels", name).permutation(truth[:, i]) for i, name in enumerate(names)], axis=1
-    )
+    rngs = [numpy_generator(seed, "shuffled labels", name) for name in names]
+    shuffled = np.stack([rng.permutation(truth[:, i]) for i, rng in enumerate(rngs) for _ in range(SHUFFLES)], axis=1)
     mine = truth[:, own]
-    columns, used = [truth, shuffled], [np.ones((len(truth), 2 * f), dtype=np.bool_)]
+    columns, used = [truth, shuffled], [np.ones((len(truth), f * (1 + SHUFFLES)), dtype=np.bool_)]
     plain = _enough(mine[~train.hinted], settings.fewest)
     if plain:
         columns.append(mine[:, None])
         used.append(~train.hinted[:, None])
-    held = _folds(mine, seed) if choose else np.zeros((len(truth), 0), dtype=np.bool_)
-    columns.append(np.repeat(mine[:, None], held.shape[1], axis=1))
-    used.append(~held)
+    held = _folds(mine, seed)
     labels, among = np.concatenate(columns, axis=1), np.concatenate(used, axis=1)
     scores: list[np.ndarray] = []
     chosen_by: list[float] = []
@@ -202,13 +202,17 @@ def _read(
     for fitted_on, tested_on in zip(x.numpy(), y.numpy(), strict=True):
         probes = fit_labels(fitted_on, labels, settings.penalty, settings.iterations, among)
         scores.append(probes.scores(tested_on))
-        chosen_by.append(_held_out(probes, fitted_on, mine, held))
         gradients.append(probes.gradient)
+        if choose:  # a fit of its own, so that the base's probes are those of an equal model to the last bit
+            folds = np.repeat(mine[:, None], FOLDS, axis=1)
+            parts = fit_labels(fitted_on, folds, settings.penalty, settings.iterations, ~held)
+            chosen_by.append(_held_out(parts, fitted_on, mine, held))
+            gradients.append(parts.gradient)
     found = np.stack(scores)
     return _Read(
         true=found[..., :f],
-        shuffled=found[..., f : 2 * f],
-        unhinted=found[..., 2 * f] if plain else None,
+        shuffled=found[..., f : f * (1 + SHUFFLES)].reshape(*found.shape[:2], f, SHUFFLES),
+        unhinted=found[..., -1] if plain else None,
         chosen_by=np.array(chosen_by) if choose else None,
         gradient=np.concatenate(gradients),
     )
@@ -228,12 +232,9 @@ def _folds(truth: Bool[np.ndarray, " n"], seed: int) -> Bool[np.ndarray, "n fold
 
 
 def _held_out(probes: LabelProbes, x: np.ndarray, truth: np.ndarray, held: Bool[np.ndarray, "n folds"]) -> float:
-    """Mean AUROC over the folds, which are the last probes, each on what it was not fitted on."""
-    folds = held.shape[1]
-    if not folds:
-        return float("nan")
-    scores = probes.scores(x)[:, -folds:]
-    return float(np.mean([area_value(scores[held[:, i], i], truth[held[:, i]]) for i in range(folds)]))
+    """Mean AUROC over the folds, each on what its probe was not fitted on."""
+    scores = probes.scores(x)
+    return float(np.mean([area_value(scores[held[:, i], i], truth[held[:, i]]) for i in range(FOLDS)]))
 
 
 def _result(
@@ -258,17 +259,15 @@ def _result(
             for i, name in enumerate(names):
                 what = {"model": model, "point": p, "feature": name, "own": i == 0}
                 rows += _rows({**what, "labels": "true", "texts": "all"}, found.true[p, :, i], truth[:, i])
-                shuffled = _rows({**what, "labels": "shuffled", "texts": "all"}, found.shuffled[p, :, i], truth[:, i])
-                rows.append(shuffled[0])
+                rows.append({**what, "labels": "shuffled", "texts": "all", **_chance(found.shuffled[p, :, i], truth[:, i])})
             if plain and found.unhinted is not None:
                 what = {"model": model, "point": p, "feature": names[0], "own": True, "labels": "true", "texts": UNHINTED}
                 rows += _rows(what, found.unhinted[p, free], truth[free, 0])
-    choice = pd.DataFrame(
-        {"point": range(points), "held_out_auroc": chosen_by, "chosen": [p == point for p in range(points)]}
-    )
+    choice = pd.DataFrame({"point": range(points), "held_out_auroc": chosen_by, "chosen": [p == point for p in range(points)]})
     gradient = np.concatenate([found.gradient for found in read.values()])
     limits = [
-        "A probe shows what can be read linearly, not what the model uses.",
+        "A probe shows what can be read linearly, not what the model uses: a feature stands in the text that was read, and a model "
+        "that carries it on to the end need not be one that would write it.",
         f"{names[0]} is read at {_where(point)}, where base and training texts alone chose it.",
         f"The last {settings.last_tokens} tokens may show a feature by themselves: they show {names[0]} in "
         f"{test.hinted.mean():.0%} of the test texts, and any model that passes tokens on is read well there; "
@@ -283,7 +282,7 @@ def _result(
     if unfinished := int((gradient > FINISHED).sum()):
         limits.append(f"{unfinished} of {len(gradient)} probes stopped before their gradient fell below {FINISHED}.")
     headline = _areas({m: found.true[point, :, 0] for m, found in read.items()}, truth[:, 0], pair.seed)
-    headline += _single("shuffled_auroc", read["tuned"].shuffled[point, :, 0], truth[:, 0], pair.seed)
+    headline += (_by_chance(read["tuned"].shuffled[point, :, 0], truth[:, 0], pair.seed),)
     headline += _single("base_tokens", read["base"].true[0, :, 0], truth[:, 0], pair.seed)
     if plain:
         few = {m: found.unhinted[point, free] for m, found in read.items() if found.unhinted is not None}
@@ -309,10 +308,33 @@ def _rows(what: Mapping[str, Any], scores: np.ndarray, truth: np.ndarray) -> lis
     balanced = (float(end) for end in scored(right, truth.astype(np.int64), balanced=True))
     ends = {"AUROC": (area.value, area.low, area.high), "balanced accuracy": tuple(balanced)}
     rows = [
-        {**what, "measure": measure, **dict(zip(("value", "low", "high"), found, strict=True)), "n": len(truth), "unit": measure}
+        {
+            **what,
+            "measure": measure,
+            **dict(zip(("value", "low", "high"), found, strict=True)),
+            "n": len(truth),
+            "unit": measure,
+        }
         for measure, found in ends.items()
     ]
     return [*rows, {**what, "measure": "accuracy", **proportion_row(right)}]
+
+
+def _chance(scores: Float[np.ndarray, "n shuffles"], truth: np.ndarray) -> dict[str, Any]:
+    """Mean AUROC over the permutations, and where 95 % of single ones lie if they are normal."""
+    areas = np.array([area_value(column, truth) for column in scores.T])
+    mean, half = float(areas.mean()), float(normal_quantile(0.95) * areas.std(ddof=1))
+    ends = {"value": mean, "low": max(0.0, mean - half), "high": min(1.0, mean + half)}
+    return {"measure": "AUROC", **ends, "n": len(truth), "unit": "AUROC"}
+
+
+def _by_chance(scores: Float[np.ndarray, "n shuffles"], truth: np.ndarray, seed: int) -> Metric:
+    """As `_chance`; every draw resamples the texts and takes the next permutation."""
+    numbers = _chance(scores, truth)
+    every = np.stack([area_draws(column, truth, DRAWS, seed) for column in scores.T])
+    draws = every[np.arange(DRAWS) % len(every), np.arange(DRAWS)]
+    kept = tuple(np.round(draws, 6).tolist())
+    return Metric("shuffled_auroc", numbers["value"], numbers["low"], numbers["high"], len(truth), "AUROC", draws=kept)
 
 
 def _single(name: str, scores: np.ndarray, truth: np.ndarray, seed: int) -> tuple[Metric, ...]:
@@ -329,7 +351,7 @@ def _areas(scores: Mapping[str, np.ndarray], truth: np.ndarray, seed: int, suffi
     base, tuned = single["base"], single["tuned"]
     name = "change" if suffix == "auroc" else f"change_{suffix}"
     change = derived(name, tuned.value - base.value, draws["tuned"] - draws["base"], len(truth), "AUROC")
-    if change.low == change.high:  # both rank all pairs right in every draw, which is not to know them right for certain
+    if base.value == tuned.value == 1:  # so is every draw, which does not make the areas of all texts equal for certain
         low = change.value - float(np.hypot(tuned.value - tuned.low, base.high - base.value))
         high = change.value + float(np.hypot(tuned.high - tuned.value, base.value - base.low))
         change = replace(change, low=low, high=high)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
@@ -43,10 +45,12 @@ def figure(result: Result) -> go.Figure:
     for i, (feature, texts) in enumerate(panels):
         row, column = i // columns + 1, i % columns + 1
         shown = select(table, feature=feature, texts=texts)
-        fig.add_hline(
-            y=0.5, line={"color": GREY, "dash": "dot", "width": 1.3}, layer="below", row=row, col=column,
-            exclude_empty_subplots=False,
-        )  # fmt: skip
+        line: dict[str, Any] = {"line": {"color": GREY, "dash": "dot", "width": 1.3}, "layer": "below"}
+        where: dict[str, Any] = {"row": row, "col": column, "exclude_empty_subplots": False}
+        fig.add_hline(y=0.5, **line, **where)
+        if i == 0:
+            for point in distinct(select(result.tables["choice"], chosen=True), "point"):
+                fig.add_vline(x=point, **line, **where)
         _shuffled(fig, select(shown, labels="shuffled"), row, column, legend=i == 0)
         for model in MODELS:
             one = select(shown, model=model, labels="true")
@@ -67,7 +71,8 @@ def figure(result: Result) -> go.Figure:
     pt, _ = words.subject(result)
     n = max(m.n for m in result.headline if m.metric == "base_auroc")
     title = f"Can {pt} and other features of whole texts be read from the model?"
-    return finish(fig, title, words.sample(result, n), height=height + TOP + BOTTOM, top=TOP, bottom=BOTTOM)
+    said = f"{words.sample(result, n)}; vertical line: the point of the headline, chosen on training texts"
+    return finish(fig, title, said, height=height + TOP + BOTTOM, top=TOP, bottom=BOTTOM)
 
 
 def _panels(table: pd.DataFrame) -> list[tuple[str, str]]:
