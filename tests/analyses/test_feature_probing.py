@@ -269,6 +269,9 @@ class TestHints:
         assert value == pytest.approx(area_value(expected[~shown], late[~shown]), abs=1e-3)
         unhinted = found.metric("base_unhinted")
         assert unhinted.n == int((~shown).sum())
+        assert np.std(unhinted.draws) > 0.01
+        paired = np.subtract(found.metric("tuned_unhinted").draws, unhinted.draws)
+        assert found.metric("change_unhinted").draws == pytest.approx(paired, abs=1e-5)
         assert unhinted.value < found.metric("base_auroc").value
         assert any(f"they show Late in {shown.mean():.0%} of the test texts" in limit for limit in found.limits)
 
