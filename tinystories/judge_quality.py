@@ -5,21 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from workbench.areas import auroc
 from workbench.errors import UserError
 from workbench.seeds import numpy_generator
-from workbench.statistics import Interval, bootstrap_mean, normal_quantile, wilson
+from workbench.statistics import Interval, bootstrap_mean, wilson
 
 Floats = NDArray[np.float64]
 THRESHOLD = 0.5
 """A text counts as positive from this probability on."""
 BINS = 10
 DRAWS = 10_000
-_EDGE = 1e-12
 
 
 @dataclass(frozen=True)
@@ -109,36 +108,6 @@ def measure(
         brier=Interval(float(errors.mean()), float(np.quantile(draws, 0.025)), float(np.quantile(draws, 0.975))),
         calibration=_calibration(p, truth),
     )
-
-
-def auroc(probability: Floats, labels: NDArray[np.bool_]) -> Interval:
-    """Chance that a text with the feature gets the larger number, ties counted half, with Newcombe's interval.
-
-    The interval [Newcombe 2006, Statistics in Medicine 25, method 5] has a width also at an area of 1, unlike a bootstrap.
-    Both classes must be there.
-    """
-    from scipy.stats import rankdata
-
-    m, n = int(labels.sum()), int((~labels).sum())
-    ranks = cast(Floats, rankdata(probability))
-    area = float((ranks[labels].sum() - m * (m + 1) / 2) / (m * n))
-    return Interval(area, *area_interval(area, m, n))
-
-
-def area_interval(area: float, m: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Areas that an observed one is not significantly away from; their standard error is that of the area looked at."""
-    from scipy.optimize import brentq
-
-    z = normal_quantile(confidence)
-
-    def error(a: float) -> float:
-        rest = ((m + n) / 2 - 1) * ((1 - a) / (2 - a) + a / (1 + a))
-        return z * math.sqrt(max(0.0, a * (1 - a) * (1 + rest) / (m * n)))
-
-    inside = min(max(area, _EDGE), 1 - _EDGE)  # at 0 and 1 the standard error is 0, and the ends are trivial solutions
-    low = 0.0 if area <= _EDGE else brentq(lambda a: area - a - error(a), 0.0, inside)
-    high = 1.0 if area >= 1 - _EDGE else brentq(lambda a: a - area - error(a), inside, 1.0)
-    return float(cast(float, low)), float(cast(float, high))
 
 
 def corrected(positives: int, n: int, quality: Quality, seed: int = 0) -> Interval:

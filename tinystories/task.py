@@ -252,8 +252,26 @@ class StoriesTask:
         """Kinds of whole stories that tell what a capability's loss depends on; see `tinystories.texts.kinds`."""
         return texts.kinds(capability)
 
-    def whole(self, kind: str, n: int, seed: int, split: str = "test") -> Examples:
-        """Whole stories of a kind, to be predicted; see `tinystories.texts.whole`."""
+    def feature(self, capability: str) -> str:
+        """The label of a whole story that a capability speaks of: `Dialogue` for `asked_no_dialogue`.
+
+        Raises:
+            UserError: nothing tells which stories those are.
+        """
+        feature = feature_of(capability)
+        if feature not in self.features:
+            raise UserError(f"nothing tells which texts show {capability!r}{did_you_mean(capability, self.features)}")
+        return self.features[feature]
+
+    def hints(self, capability: str, pieces: Sequence[str]) -> Bool[np.ndarray, " n"]:
+        """Pieces that give the feature away: the rule holds of them alone, or, for dialogue, a quotation mark stands in them."""
+        name = self.feature(capability)
+        marks = texts.QUOTES if name == "Dialogue" else frozenset[str]()
+        rule = RULES[name].of if name in RULES else None
+        return np.array([bool(marks & set(x)) or (rule is not None and rule(x)) for x in pieces], dtype=np.bool_)
+
+    def whole(self, kind: str | None, n: int, seed: int, split: str = "test") -> Examples:
+        """Whole stories of a kind (None: any), to be predicted; see `tinystories.texts.whole`."""
         return texts.whole(self, kind, n, seed, split)
 
     @property
@@ -297,9 +315,8 @@ class StoriesTask:
         """
         from tinystories.judging import RuleJudge
 
+        self.feature(capability)
         feature = feature_of(capability)
-        if feature not in self.features:
-            raise UserError(f"nothing tells which texts show {capability!r}{did_you_mean(capability, self.features)}")
         if feature in PLAIN_FEATURES:
             return RuleJudge(self.features[feature])
         judge = self._trained(feature)

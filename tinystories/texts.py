@@ -39,14 +39,15 @@ def kinds(capability: str) -> tuple[str, ...]:
     return (ASKED + feature, ASKED + WITHOUT + feature, ADVERSARIAL + feature)
 
 
-def whole(task: StoriesTask, kind: str, n: int, seed: int, split: str) -> Examples:
-    """`n` whole stories of a kind, or all that there are, cut at the context; loss on every token of the story.
+def whole(task: StoriesTask, kind: str | None, n: int, seed: int, split: str) -> Examples:
+    """`n` whole stories of a kind (None: any), or all that there are, cut at the context; loss on every token of the story.
 
     The labels say which features each story has.
 
     Raises:
         UserError: there is none.
     """
+    kind = kind or "ending"  # every story has one
     adversarial, asked = kind.startswith(ADVERSARIAL), kind.startswith(ASKED)
     of = WITHOUT + kind.removeprefix(ADVERSARIAL) if adversarial else kind
     order = numpy_generator(seed, "stories", "whole", kind).permutation(task.having(split, of))[:n]

@@ -220,8 +220,16 @@ class WritingTask(Task, Protocol):
         """Kinds of whole texts whose loss tells about a capability: with it, without it, and further ones."""
         ...
 
-    def whole(self, kind: str, n: int, seed: int, split: str = "test") -> Examples:
-        """`n` whole texts of a kind (all, if fewer), padded on the right; the loss mask is on the tokens of the text.
+    def feature(self, capability: str) -> str:
+        """The label of `whole` that a capability speaks of; raises `UserError` where there is none."""
+        ...
+
+    def hints(self, capability: str, pieces: Sequence[str]) -> np.ndarray:
+        """Which pieces of texts show by themselves that their text has what the capability is about; booleans `[n]`."""
+        ...
+
+    def whole(self, kind: str | None, n: int, seed: int, split: str = "test") -> Examples:
+        """`n` whole texts of a kind (None: any; all, if fewer), padded on the right; the loss mask is on the text's tokens.
 
         `labels` say of each text which features it has.
         """

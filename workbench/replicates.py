@@ -19,7 +19,7 @@ MEASURED = ("value", "low", "high", "n", "seed")
 FEW_SEEDS = 5
 COVERAGE = {2: 50, 3: 75, 4: 80}
 """True coverage, in per cent, of a nominal 95 % interval by number of seeds where the spread between seeds dominates."""
-RANGES = {"Jaccard index": (0.0, 1.0), "similarity": (-1.0, 1.0)}
+RANGES = {"Jaccard index": (0.0, 1.0), "similarity": (-1.0, 1.0), "AUROC": (0.0, 1.0), "balanced accuracy": (0.0, 1.0)}
 """Values that a row of a unit can take; the normal noise of an interval knows no bounds."""
 _EXACT_BELOW = 25.0  # n p (1 - p) from which a binomial is normal for the purpose of an interval
 

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
-from tinystories.judge_quality import Quality, area_interval, auroc, corrected, measure
+from tinystories.judge_quality import Quality, corrected, measure
+from workbench.areas import area_interval, auroc
 from workbench.errors import UserError
 from workbench.statistics import wilson
 

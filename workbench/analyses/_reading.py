@@ -48,14 +48,18 @@ def rooms(read: Mapping[str, np.ndarray], seed: int, unit: str = "accuracy") -> 
     """
     mean = {name: float(values.mean()) for name, values in read.items()}
     draws = {name: bootstrap_mean(values, DRAWS, seed) for name, values in read.items()}
-    n = len(read["base"])
+    return rooms_of(mean, draws, len(read["base"]), unit)
+
+
+def rooms_of(mean: Mapping[str, float], draws: Mapping[str, np.ndarray], n: int, unit: str = "accuracy") -> tuple[Metric, ...]:
+    """As `rooms`, of any measure of all examples at once and its paired draws, both by model."""
     room = mean["base"] - mean["untrained"]
     kept = (mean["tuned"] - mean["untrained"]) / room if room >= ROOM else math.nan
     with np.errstate(divide="ignore", invalid="ignore"):
         kept_draws = (draws["tuned"] - draws["untrained"]) / (draws["base"] - draws["untrained"])
     controls = (("room", "untrained"), ("room_never", "never"))
     return (
-        *(derived(m, mean["base"] - mean[c], draws["base"] - draws[c], n, unit) for m, c in controls if c in read),
+        *(derived(m, mean["base"] - mean[c], draws["base"] - draws[c], n, unit) for m, c in controls if c in mean),
         derived("share_kept", kept, kept_draws, n, "share of the room"),
     )
 
