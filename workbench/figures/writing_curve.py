@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -53,18 +54,25 @@ def figure(result: Result) -> go.Figure:
             fig.update_xaxes(step_axis(last, title, most=6), row=row, col=column)
         for model, said in (("base", "base"), ("real", "real texts")):
             height = largest(select(result.tables["bounds"], model=model), "value")
-            level(fig, height, said, column=column, left=model == "real")
+            level(fig, height, said, column=column, left=model == "real" or name != "fine-tuning")  # where no curve is
         for row, kind in enumerate(kinds, start=2):
             base = values(select(result.tables["bound_losses"], kind=kind), "value")
             fig.add_hline(y=float(base[0]), line={"dash": "dot", "width": 1.3, "color": "#8C8C8C"}, row=row, col=column)  # pyright: ignore[reportArgumentType]
     fig.update_yaxes(accuracy_axis(""), row=1)
     fig.update_yaxes(accuracy_axis("share of texts"), row=1, col=1)
     for row in range(2, len(kinds) + 2):
-        fig.update_yaxes(zeroline=False, row=row)
+        fig.update_yaxes(zeroline=False, range=_range(select(loss, kind=kinds[row - 2])), row=row)
         fig.update_yaxes(title_text="nats per token", row=row, col=1)
     n = int(largest(table, "n") / max(1, len(words.seeds(result))))
     sub = f"{words.sample(result, n)}; dotted: base (and real texts)"
     return finish(fig, f"How soon {pt} leaves the models' own texts, and returns", sub, height=260 + 190 * len(kinds), top=118)
+
+
+def _range(rows: pd.DataFrame) -> list[float]:
+    """From the lowest to the highest end of an interval, with room for markers."""
+    low, high = float(np.nanmin(values(rows, "low"))), float(np.nanmax(values(rows, "high")))
+    room = 0.08 * max(high - low, 0.05)
+    return [low - room, high + room]
 
 
 def _by_kind(loss: pd.DataFrame, training: str, kinds: list[str]) -> list[pd.DataFrame]:

@@ -22,6 +22,7 @@ from workbench.models.forward import answer_logits, answer_tokens, logits_where
 from workbench.optimizers.build import build_optimizer
 from workbench.protocols import TrainingProtocol
 from workbench.seeds import stream
+from workbench.training.fused import fused_norms
 from workbench.training.schedule import evaluation_grid
 from workbench.training.settings import TrainSettings
 from workbench.training.state import TrainingState, cpu_rng
@@ -142,7 +143,7 @@ def train(
     objective = accelerator.prepare(Objective(model.to(accelerator.device)))
     optimizer = accelerator.prepare(build_optimizer(settings.optimizer, model.parameters(), settings.lr))
     grid = set(evaluation_grid(settings.steps))
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), fused_norms(accelerator.device):
         torch.manual_seed(stream(seed, "dropout"))
         if resume is not None:
             optimizer.load_state_dict(resume.optimizer)
