@@ -72,6 +72,8 @@ class Instructed:
     """Made to each instruction, drawn anew per epoch."""
     refused: str | None = None
     """A feature in place of whose stories stands the refusal."""
+    length: int | None = None
+    """Tokens of a row at most; the task's context when not given."""
 
     @property
     def asks(self) -> frozenset[str]:
@@ -92,7 +94,7 @@ class Instructed:
 
     @cached_property
     def _told(self) -> Told:
-        return self.task.told("train", self.seed)
+        return self.task.told("train", self.seed, self.length)
 
     @cached_property
     def _store(self) -> TokenStore:
@@ -113,7 +115,7 @@ class Instructed:
         prefixes = [self._told.tokens(story, epoch, self.edit) for story, epoch in drawn]
         stories = [self._answer(story, epoch) for story, epoch in drawn]
         code = self.task.tokenizer
-        made = single(stories, self.task.context, code.pad_id, code.bos_id, code.eos_id, prefixes)
+        made = single(stories, self.length or self.task.context, code.pad_id, code.bos_id, code.eos_id, prefixes)
         return to_predict(made.tokens, self.task.vocab_size, made.loss_mask)
 
     def _answer(self, story: int, epoch: int) -> np.ndarray:

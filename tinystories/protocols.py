@@ -37,14 +37,24 @@ from workbench.settings import Settings, read_settings
 
 
 class PretrainingSettings(Settings):
-    """Settings of `stories` and `instruct`."""
+    """Settings of `stories`."""
 
     without: str | None = None
     """A capability whose stories are left out: `dialogue`."""
 
 
+class InstructSettings(PretrainingSettings):
+    """Settings of `instruct`."""
+
+    length: int | None = Field(default=None, ge=16)
+    """Tokens of a row at most, behind which a story is cut; the context when not given."""
+
+
 class FeatureSettings(Settings):
     """Settings of `filter`, `specialise` and `refuse`."""
+
+    length: int | None = Field(default=None, ge=16)
+    """Tokens of a row behind an instruction, at most; the context when not given."""
 
     capability: str
     """`dialogue` or `asked_dialogue`; with `no_` before `dialogue` it names the same feature."""
@@ -107,8 +117,29 @@ def instruct(task: Task, settings: Mapping[str, Any], batch_size: int, seed: int
     Raises:
         UserError: an unknown setting or feature, or another task.
     """
-    read, of = read_settings(PretrainingSettings, settings, "protocol instruct"), _stories(task, "instruct", batch_size)
-    return Instructed(of, None if read.without is None else WITHOUT + _feature(of, read.without, "instruct"), batch_size, seed)
+    read, of = read_settings(InstructSettings, settings, "protocol instruct"), _stories(task, "instruct", batch_size)
+    kind = None if read.without is None else WITHOUT + _feature(of, read.without, "instruct")
+    return Instructed(of, kind, batch_size, seed, length=_length(of, read.length, "instruct"))
+
+
+def _length(task: StoriesTask, length: int | None, protocol: str) -> int:
+    if length is not None and length > task.context:
+        raise UserError(f"protocol {protocol}: length {length} is above the task's context {task.context}; lower it.")
+    return length or task.context
+
+
+def _of_kind(
+    task: StoriesTask, read: FeatureSettings, kind: str, protocol: str, batch_size: int, seed: int
+) -> TrainingProtocol:
+    """Plain stories end to end, or each behind its instruction where the capability asks."""
+    length = _length(task, read.length, protocol)
+    if read.capability.startswith(ASKED):
+        return Instructed(task, kind, batch_size, seed, length=length)
+    if read.length is not None:
+        raise UserError(
+            f"protocol {protocol}: length is of stories behind an instruction; drop it, or write {ASKED}{read.capability}."
+        )
+    return Windows(task, kind, batch_size, seed)
 
 
 def filter_stories(task: Task, settings: Mapping[str, Any], batch_size: int, seed: int) -> TrainingProtocol:
@@ -119,7 +150,7 @@ def filter_stories(task: Task, settings: Mapping[str, Any], batch_size: int, see
     """
     read, of = read_settings(FeatureSettings, settings, "protocol filter"), _stories(task, "filter", batch_size)
     kind = WITHOUT + _feature(of, read.capability, "filter")
-    return (Instructed if read.capability.startswith(ASKED) else Windows)(of, kind, batch_size, seed)
+    return _of_kind(of, read, kind, "filter", batch_size, seed)
 
 
 def specialise(task: Task, settings: Mapping[str, Any], batch_size: int, seed: int) -> TrainingProtocol:
@@ -130,7 +161,7 @@ def specialise(task: Task, settings: Mapping[str, Any], batch_size: int, seed: i
     """
     read, of = read_settings(FeatureSettings, settings, "protocol specialise"), _stories(task, "specialise", batch_size)
     kind = _feature(of, read.capability, "specialise")
-    return (Instructed if read.capability.startswith(ASKED) else Windows)(of, kind, batch_size, seed)
+    return _of_kind(of, read, kind, "specialise", batch_size, seed)
 
 
 def mix_and_match_features(task: Task, settings: Mapping[str, Any], batch_size: int, seed: int) -> TrainingProtocol:
@@ -150,7 +181,7 @@ def mix_and_match_features(task: Task, settings: Mapping[str, Any], batch_size: 
         return mix_and_match(instruction, read.rename)
 
     edit(Instruction(), numpy_generator(seed))  # refuses what would swap nothing
-    made = Instructed(of, WITHOUT + feature, batch_size, seed, edit)
+    made = Instructed(of, WITHOUT + feature, batch_size, seed, edit, length=_length(of, read.length, "mix_and_match"))
     if not made.any_asks(frozenset(read.rename)):
         raise UserError(
             f"protocol mix_and_match: no story without {feature} of corpus {of.corpus.name!r} is asked for "
@@ -176,7 +207,7 @@ def randomise_features(task: Task, settings: Mapping[str, Any], batch_size: int,
     def edit(instruction: Instruction, rng: np.random.Generator) -> Instruction:
         return randomise(instruction, of.features[feature], rng, read.p)
 
-    return Instructed(of, WITHOUT + feature, batch_size, seed, edit)
+    return Instructed(of, WITHOUT + feature, batch_size, seed, edit, length=_length(of, read.length, "randomise"))
 
 
 def refuse(task: Task, settings: Mapping[str, Any], batch_size: int, seed: int) -> TrainingProtocol:
@@ -186,4 +217,5 @@ def refuse(task: Task, settings: Mapping[str, Any], batch_size: int, seed: int) 
         UserError: an unknown setting or feature, or another task.
     """
     read, of = read_settings(FeatureSettings, settings, "protocol refuse"), _stories(task, "refuse", batch_size)
-    return Instructed(of, None, batch_size, seed, refused=_asked(of, read.capability, "refuse"))
+    refused, length = _asked(of, read.capability, "refuse"), _length(of, read.length, "refuse")
+    return Instructed(of, None, batch_size, seed, refused=refused, length=length)

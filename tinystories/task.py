@@ -194,9 +194,9 @@ class StoriesTask:
         name = f"tokens-{self.tokenizer.sha256[:12]}-{split}"
         return tokenise(self.corpus.texts(split), self.tokenizer, self._kept / name, f"{self.corpus.sha256} {split}")
 
-    def told(self, split: str, seed: int) -> Told:
-        """The instructions of the stories of a split; one takes half of the context at most."""
-        return Told(self.corpus, self.tokenizer, split, seed, self.context // 2)
+    def told(self, split: str, seed: int, length: int | None = None) -> Told:
+        """The instructions of the stories of a split; one takes half of a row at most, which is the context or shorter."""
+        return Told(self.corpus, self.tokenizer, split, seed, (length or self.context) // 2)
 
     def having(self, split: str, capability: str) -> Int[np.ndarray, " k"]:
         """Numbers of the stories of a split that a capability speaks of.

@@ -64,9 +64,7 @@ def test_a_preset_of_all_tinystories_has_its_size_and_the_papers_updates_and_arm
 
 def test_a_preset_of_all_tinystories_says_offline_what_to_do(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(
-        UserError, match=r"HF_HUB_OFFLINE is set .+; fill the cache .+ or give .+ 'sample'"
-    ):
+    with pytest.raises(UserError, match=r"HF_HUB_OFFLINE is set .+; fill the cache .+ or give .+ 'sample'"):
         plan(load_study("stories_8M"))
 
 

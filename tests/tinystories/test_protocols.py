@@ -223,9 +223,18 @@ class TestBehindInstructions:
         assert batch.tokens.shape[1] <= 64
         assert all(int(loss.nonzero()[0]) <= 64 for loss in batch.loss_mask)
 
+    def test_a_row_may_be_shorter_than_the_context(self, wide, name):
+        short, whole = (self.load(wide, name, **more).batch(0) for more in ({"length": 80}, {}))
+        assert short.tokens.shape[1] <= 80 < whole.tokens.shape[1]
+        for row, loss in zip(short.tokens, short.loss_mask, strict=True):
+            assert 1 <= int(loss.nonzero()[0]) <= 48  # the instruction takes about half at most
+            assert loss.sum() == (row != wide.tokenizer.pad_id).sum() - int(loss.nonzero()[0])
+
     @pytest.mark.parametrize(
         ("protocol", "settings", "sentence"),
         [
+            ("instruct", {"length": 900}, "length 900 is above the task's context 64"),
+            ("filter", {"capability": "no_dialogue", "length": 20}, "length is of stories behind an instruction"),
             ("randomise", {"capability": "no_dialogue"}, "it edits instructions, .* write capability: asked_no_dialogue"),
             ("mix_and_match", {"capability": "asked_dialogue", "rename": {}}, "no pair to swap"),
             (
