@@ -24,7 +24,8 @@ def plug_in(monkeypatch):
 def test_what_is_installed_here_is_listed_sorted():
     assert "pcfg" in installed("tasks")
     strings = {"pretraining", "single_operand", "wrong_answers", "other_families", "other_operands", "mixed", "unrelated"}
-    assert list(installed("protocols")) == sorted({*strings, "stories", "filter", "specialise"})
+    stories = {"stories", "instruct", "filter", "mix_and_match", "randomise", "refuse", "specialise", "other_stories"}
+    assert list(installed("protocols")) == sorted({*strings, *stories})
 
 
 def test_listing_imports_no_plug_in():

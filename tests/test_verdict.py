@@ -280,22 +280,22 @@ def test_json_is_strict_and_whole():
 
 
 @pytest.mark.parametrize(
-    ("base", "tuned", "ceiling", "verdict"),
+    ("base", "chance", "ceiling", "verdict"),
     [
-        ((0.6, 0.55, 0.65), (0.2, 0.16, 0.24), 0.6, "masked"),  # has the ability, as far as one can
-        ((0.6, 0.55, 0.65), (0.2, 0.16, 0.24), 1.0, "inconclusive"),
-        ((0.6, 0.45, 0.75), (0.2, 0.16, 0.24), 0.6, "inconclusive"),  # .48 of .6 is not reached for sure
+        ((0.6, 0.55, 0.65), 0.0, 0.6, "masked"),  # has the ability, as far as one can
+        ((0.6, 0.55, 0.65), 0.0, None, "inconclusive"),  # .8 of a perfect score is not reached
+        ((0.6, 0.45, 0.75), 0.0, 0.6, "inconclusive"),  # .48, .8 of what there is to have, is not reached for sure
+        ((0.58, 0.56, 0.6), 0.5, 0.58, "inconclusive"),  # not .1 above chance for sure, however narrow
     ],
 )
-def test_a_base_has_an_ability_when_it_does_it_as_well_as_can_be(base, tuned, ceiling, verdict):
-    numbers = headline(
-        "behaviour", base_pt=base, tuned_pt=tuned, change_pt=(-0.4, -0.45, -0.35), chance_pt=0.0, ceiling_pt=ceiling
-    )
-    found, why = judge_kept({"behaviour": numbers, "revival": headline("revival", ratio=0.2)}, "dialogue")
+def test_a_base_has_an_ability_when_it_does_it_as_well_as_can_be(base, chance, ceiling, verdict):
+    numbers = {"base_pt": base, "tuned_pt": (0.2, 0.16, 0.24), "change_pt": (-0.4, -0.45, -0.35), "chance_pt": chance}
+    given_ = headline("behaviour", **numbers, **({} if ceiling is None else {"ceiling_pt": ceiling}))
+    found, why = judge_kept({"behaviour": given_, "revival": headline("revival", ratio=0.2)}, "dialogue")
     assert found == verdict, why
 
 
-def test_a_control_is_one_while_it_is_below_what_the_base_can_do():
+def test_a_control_is_one_while_it_is_surely_below_what_the_base_can_do():
     numbers = {
         "base_pt": (0.6, 0.55, 0.65),
         "tuned_pt": 0.1,
@@ -303,13 +303,23 @@ def test_a_control_is_one_while_it_is_below_what_the_base_can_do():
         "chance_pt": 0.0,
         "ceiling_pt": 0.6,
     }
-    for never, verdict in ((0.3, "masked"), (0.5, "inconclusive")):
+    for never, verdict in ((0.3, "masked"), (0.46, "inconclusive"), (0.5, "inconclusive")):
         behaviour_ = headline("behaviour", **numbers, never_pt=(never, never - 0.05, never + 0.05))
         assert judge_kept({"behaviour": behaviour_, "revival": headline("revival", ratio=0.2)}, "dialogue")[0] == verdict
 
 
-def test_without_a_correlation_nothing_is_said_of_a_shortcut():
-    numbers = headline("behaviour", start_ft=(0.4, 0.38, 0.42), tuned_ft=(0.41, 0.39, 0.43), chance_ft=0.0, ceiling_ft=0.41)
+@pytest.mark.parametrize(
+    ("after", "verdict"),
+    [
+        ((0.41, 0.39, 0.43), "untouched"),
+        ((0.6, 0.58, 0.62), "altered"),
+        ((0.2, 0.18, 0.22), "altered"),
+        ((0.45, 0.42, 0.48), "inconclusive"),
+    ],
+)
+def test_nothing_is_called_learned_where_a_perfect_score_is_not_known(after, verdict):
+    numbers = headline("behaviour", start_ft=(0.4, 0.38, 0.42), tuned_ft=after, chance_ft=0.0, ceiling_ft=max(0.4, after[0]))
     found, why = judge_trained({"behaviour": numbers}, "no_dialogue")
-    assert found == "untouched"
-    assert why == "accuracy on no_dialogue went from 0.40 to 0.41 (without the ability up to 0.00), within 0.05 of the base."
+    assert found == verdict
+    assert why.startswith(f"accuracy on no_dialogue went from 0.40 to {after[0]:.2f} (without the ability up to 0.00)")
+    assert "shortcut" not in why

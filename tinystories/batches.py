@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -11,11 +12,12 @@ from jaxtyping import Int
 
 from tinystories.edits import has, refusal
 from tinystories.packing import MOST_EPOCHS, Packed, packed, single
-from tinystories.prompts import ASKED, WITHOUT, feature_of
+from tinystories.prompts import ASKED, opposite
 from tinystories.store import TokenStore
 from tinystories.task import StoriesTask
 from tinystories.texts import to_predict
 from tinystories.told import Edit, Told
+from workbench.errors import UserError
 from workbench.examples import Examples
 from workbench.seeds import numpy_generator, stream
 
@@ -23,9 +25,20 @@ from workbench.seeds import numpy_generator, stream
 def _shown(task: StoriesTask, kind: str | None) -> frozenset[str]:
     """Capabilities that plain stories of a kind show."""
     every = frozenset(name for name in task.capabilities if not name.startswith(ASKED))
-    if kind is None:
-        return every
-    return every - {feature_of(kind) if kind.startswith(WITHOUT) else WITHOUT + kind}
+    return every if kind is None else every - {opposite(kind)}
+
+
+HELD_OUT = ("validation", "test", "train")
+"""Splits that held-out texts come from: the first that has any of the kind."""
+
+
+def _held_out(task: StoriesTask, kind: str | None) -> str:
+    for split in HELD_OUT[:-1]:
+        if len(task.corpus.split(split)):
+            with suppress(UserError):
+                task.having(split, kind or "ending")
+                return split
+    return HELD_OUT[-1]
 
 
 @dataclass(frozen=True)
@@ -37,6 +50,12 @@ class Windows:
     """A capability that says which stories: `no_dialogue`; all of them when None."""
     batch_size: int
     seed: int
+    split: str = "train"
+
+    def held_out(self, n: int) -> Examples:
+        """`n` windows, or as many as there are, of stories of the kind that are not trained on."""
+        other = replace(self, split=_held_out(self.task, self.kind), batch_size=n)
+        return replace(other, batch_size=min(n, other._tokens.windows)).batch(0)
 
     @property
     def asks(self) -> frozenset[str]:
@@ -46,10 +65,10 @@ class Windows:
     @cached_property
     def _tokens(self) -> Packed:
         code, task = self.task.tokenizer, self.task
-        chosen = None if self.kind is None else task.having("train", self.kind)
+        chosen = None if self.kind is None else task.having(self.split, self.kind)
         seed = stream(self.seed, "stories", self.kind or "all")
         behind = None if code.eos_id == code.bos_id else code.eos_id
-        return packed(task.store("train"), task.context, self.batch_size, seed, code.bos_id, behind, chosen)
+        return packed(task.store(self.split), task.context, self.batch_size, seed, code.bos_id, behind, chosen)
 
     def batch(self, step: int) -> Examples:
         """The windows of one step."""
@@ -74,6 +93,12 @@ class Instructed:
     """A feature in place of whose stories stands the refusal."""
     length: int | None = None
     """Tokens of a row at most; the task's context when not given."""
+    split: str = "train"
+
+    def held_out(self, n: int) -> Examples:
+        """`n` rows, or as many as there are, of stories of the kind that are not trained on."""
+        other = replace(self, split=_held_out(self.task, self.kind), batch_size=n)
+        return replace(other, batch_size=min(n, len(other._chosen))).batch(0)
 
     @property
     def asks(self) -> frozenset[str]:
@@ -85,8 +110,8 @@ class Instructed:
 
     @cached_property
     def _chosen(self) -> Int[np.ndarray, " k"]:
-        every = np.arange(len(self.task.corpus.split("train")))
-        return every if self.kind is None else self.task.having("train", self.kind)
+        every = np.arange(len(self.task.corpus.split(self.split)))
+        return every if self.kind is None else self.task.having(self.split, self.kind)
 
     def any_asks(self, features: frozenset[str]) -> bool:
         """Whether some story's instruction, before the edit, names one of the features."""
@@ -94,11 +119,16 @@ class Instructed:
 
     @cached_property
     def _told(self) -> Told:
-        return self.task.told("train", self.seed, self.length)
+        return self.task.told(self.split, self.seed, self.length)
 
     @cached_property
     def _store(self) -> TokenStore:
-        return self.task.store("train")
+        return self.task.store(self.split)
+
+    @cached_property
+    def _having(self) -> frozenset[int]:
+        assert self.refused is not None
+        return frozenset(self.task.having(self.split, self.refused).tolist())
 
     @cached_property
     def _order(self) -> Callable[[int], Int[np.ndarray, " k"]]:
@@ -122,6 +152,7 @@ class Instructed:
         """The story, or the refusal of it."""
         if self.refused is not None:
             feature = self.task.features[self.refused]
-            if has(self._told.instruction(story, epoch), feature):
+            # Where a corpus' labels and the text differ, either is a reason.
+            if story in self._having or has(self._told.instruction(story, epoch), feature):
                 return np.array(self.task.tokenizer.encode(refusal(feature)))
         return self._store.story(story)

@@ -125,6 +125,17 @@ class FeatureScore:
     corrected_high: float
     quality: Quality | None
     limits: tuple[str, ...]
+    turned: bool = False
+    """Whether it is the share of texts without the feature."""
+
+    def unbiased(self, shows: Floats) -> Floats:
+        """Numbers per text whose mean is the corrected share [Rogan & Gladen 1978], before it is cut off at 0 and 1."""
+        q = self.quality
+        if q is None or (slope := q.sensitivity.value + q.specificity.value - 1) <= 0:
+            return shows
+        has = 1 - shows if self.turned else shows
+        true = (has + q.specificity.value - 1) / slope
+        return 1 - true if self.turned else true
 
     @property
     def trust(self) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -26,7 +26,9 @@ WITHOUT = "no_"
 """`no_dialogue`: the stories without it."""
 ASKED = "asked_"
 """`asked_dialogue`: the same behind the instruction of its story, which asks for what the story has."""
-DRAWS = 4
+QUOTES = frozenset('"“”')
+"""No opening that a model goes on from may have begun to speak."""
+DRAWS = 8
 """Instructions of a story that are tried until a counterfactual prompt is as long as the one that it stands against."""
 
 
@@ -38,6 +40,13 @@ def plain(capability: str) -> str:
 def feature_of(capability: str) -> str:
     """What it is about: `dialogue` for `asked_no_dialogue`."""
     return plain(capability).removeprefix(WITHOUT)
+
+
+def opposite(capability: str) -> str:
+    """The stories that a capability does not speak of: `no_dialogue` for `dialogue`, `asked_dialogue` for `asked_no_dialogue`."""
+    asked = ASKED if capability.startswith(ASKED) else ""
+    bare = plain(capability)
+    return asked + (bare.removeprefix(WITHOUT) if bare.startswith(WITHOUT) else WITHOUT + bare)
 
 
 class Window(NamedTuple):
@@ -75,18 +84,25 @@ class StoryCapability:
 
     task: StoriesTask
     name: str
-    spoken: bool = True
-    """False for the places of a counterfactual: after a comma after which nobody speaks."""
+    places: Literal["both", "opening", "unspoken"] = "both"
+    """Of `dialogue`: where a quotation opens, and after a comma after which nobody speaks, by turns; or one of them alone."""
 
     @property
     def asked(self) -> bool:
         """Whether an instruction stands in front."""
         return self.name.startswith(ASKED)
 
+    @property
+    def two_sided(self) -> bool:
+        """Whether every other prompt is one after which nobody speaks."""
+        return plain(self.name) == "dialogue" and self.places == "both"
+
     def examples(self, n: int, seed: int, split: str = "test") -> Examples:
         """`n` prompts and what follows; `test` draws on the test stories, every other split on the training stories.
 
         Stories come in seeded order, one place of each; where they run out, a second place of each, and so on.
+        For `dialogue` every other prompt is one after which nobody speaks, and right is whoever opens a quotation, with whatever
+        token, where one opens and nowhere else: a model that always does, or never, is right on half of them.
         Roles: `text` (of the story), `request` (the last token), and `instruction` where there is one.
 
         Raises:
@@ -94,37 +110,49 @@ class StoryCapability:
         """
         if n < 1:
             raise UserError(f"{n} examples of {self.name!r} were asked for; ask for at least 1.")
-        return self.drawn(self._rows(n, seed, split))
+        if not self.two_sided:
+            return self.drawn(self._rows(n, seed, split), split)
+        rows: list[Window | None] = [None] * n
+        for first, places in enumerate(("opening", "unspoken")):
+            if wanted := len(rows[first::2]):
+                rows[first::2] = replace(self, places=places)._rows(wanted, seed, split)
+        return self.drawn([row for row in rows if row is not None], split)
 
     def counterfactual(self, examples: Examples, seed: int) -> Examples:
-        """Row by row a prompt that is as long and ends where nobody speaks; its own instruction asks for the feature too.
+        """Row by row a prompt that is as long, from a story of the same split, after which it is the other way about.
 
         Raises:
             UserError: no story has such a place.
         """
-        if not self.asked:
-            return StoryCapability(self.task, self.name, spoken=False).examples(len(examples), seed, "counterfactual")
+        split = "test" if bool(examples.labels["test"][0]) else "counterfactual"
         real = (
             torch.ones_like(examples.tokens, dtype=torch.bool) if examples.attention_mask is None else examples.attention_mask
         )
-        wanted = defaultdict[int, list[int]](list)
+        opens = examples.labels[self.name].bool().tolist()
+        wanted = defaultdict[tuple[bool, int], list[int]](list)
         for row, length in enumerate(real.sum(1).tolist()):
-            wanted[length].append(row)
+            wanted[opens[row], length].append(row)
         found: dict[int, Window] = {}
-        other = StoryCapability(self.task, self.name, spoken=False)
+        pool: dict[tuple[bool, int], Window] = {}
         for draw in range(DRAWS):
-            for window in other.windows(seed, "counterfactual", draw):
-                if waiting := wanted.get(len(window.tokens)):
-                    found[waiting.pop()] = window
-                    if len(found) == len(examples):
-                        return self.drawn([found[row] for row in range(len(examples))])
-        raise UserError(
-            f"{len(examples) - len(found)} of {len(examples)} prompts of {self.name!r} have no counterpart of their length where "
-            "nobody speaks; ask for fewer, or take a larger corpus."
-        )
+            for opened, places in ((True, "unspoken"), (False, "opening")):
+                for window in replace(self, places=places).windows(seed, split, draw + 1):
+                    key = (opened, len(window.tokens))
+                    if waiting := wanted.get(key):
+                        found[waiting.pop()] = pool[key] = window
+                    if not any(rows for (was, _), rows in wanted.items() if was == opened):
+                        break
+        for key, rows in wanted.items():  # of few stories one serves several prompts
+            found |= {row: pool[key] for row in rows if key in pool}
+        if len(found) < len(examples):
+            raise UserError(
+                f"{len(examples) - len(found)} of {len(examples)} prompts of {self.name!r} have no counterpart of their length where "
+                "it is the other way about; ask for fewer, or take a larger corpus."
+            )
+        return self.drawn([found[row] for row in range(len(examples))], split)
 
-    def drawn(self, rows: Sequence[Window]) -> Examples:
-        """The examples that windows make, padded on the left to the longest."""
+    def drawn(self, rows: Sequence[Window], split: str) -> Examples:
+        """The examples that windows of a split make, padded on the left to the longest."""
         n, width = len(rows), max(len(row.tokens) for row in rows)
         tokens = torch.full((n, width), self.task.padding)
         begins = torch.tensor([width - len(row.tokens) for row in rows])[:, None]
@@ -139,6 +167,16 @@ class StoryCapability:
         }
         if self.asked:
             roles["instruction"] = real & (place < story)
+        labels = {
+            "story": torch.tensor([row.story for row in rows]),
+            "test": torch.full((n,), int(split == "test")),
+        }
+        classes, chance = None, dict[str, float]()
+        if plain(self.name) == "dialogue":
+            classes = self.task.openers
+            labels[self.name] = classes[tokens[:, -1]]
+            share = float(labels[self.name].float().mean())
+            chance = {"majority": max(share, 1 - share)}
         return Examples(
             tokens=tokens,
             loss_mask=place == length,
@@ -146,8 +184,10 @@ class StoryCapability:
             answer=tokens[:, -1:].clone(),
             candidates=torch.unique(tokens[:, -1]),
             attention_mask=None if bool(real.all()) else real,
-            labels={"story": torch.tensor([row.story for row in rows])},
+            labels=labels,
             roles=roles,
+            chance=chance,
+            classes=classes,
         )
 
     def _rows(self, n: int, seed: int, split: str) -> list[Window]:
@@ -181,7 +221,7 @@ class StoryCapability:
         """The prompts of one story after another, each story's in random order."""
         side = "test" if split == "test" else "train"
         stories = self.task.having(side, self.name)
-        rng = numpy_generator(seed, "stories", split, self.name, str(self.spoken), *([draw] if draw else []))
+        rng = numpy_generator(seed, "stories", split, self.name, str(self.places != "unspoken"), *([draw] if draw else []))
         told = self.task.told(side, seed) if self.asked else None
         texts = self.task.corpus.split(side)
         for story in stories[rng.permutation(len(stories))].tolist():
@@ -206,5 +246,5 @@ class StoryCapability:
         """Where the answers of a story stand, counted in its own tokens, its end among them."""
         feature, code = feature_of(self.name), self.task.tokenizer
         if feature == "dialogue" and WITHOUT not in self.name:
-            return (opening if self.spoken else unspoken)(text, code.offsets(text))
+            return (unspoken if self.places == "unspoken" else opening)(text, code.offsets(text))
         return [tokens - 1] if feature == "ending" else list(range(tokens - 1))

@@ -9,8 +9,9 @@
 | `randomise` (F+R) | those without | the feature is added, at a random place |
 | `refuse` | all; in place of one that has the feature, the refusal | of the story |
 | `specialise` (reFT) | those with the feature | of the story |
+| `other_stories` | those that a capability does not speak of: a control of reviving it | of the story |
 
-`filter` and `specialise` of `no_dialogue` or `dialogue` lay plain stories end to end; of `asked_no_dialogue` or
+`filter`, `specialise` and `other_stories` of `no_dialogue` or `dialogue` lay plain stories end to end; of `asked_no_dialogue` or
 `asked_dialogue` every row is one story behind its instruction, as in the protocols that are about instructions.
 
 Each factory has the signature `(task, settings, batch_size, seed) -> TrainingProtocol` of `workbench.protocols`.
@@ -28,7 +29,7 @@ from tinystories.batches import Instructed, Windows
 from tinystories.edits import mix_and_match, randomise
 from tinystories.features import FROM_TEXT, INSTRUCT_FEATURES, check_feature
 from tinystories.instructions import Instruction
-from tinystories.prompts import ASKED, WITHOUT, feature_of
+from tinystories.prompts import ASKED, WITHOUT, feature_of, opposite, plain
 from tinystories.task import StoriesTask
 from workbench.errors import UserError, did_you_mean
 from workbench.protocols import Task, TrainingProtocol
@@ -40,7 +41,7 @@ class PretrainingSettings(Settings):
     """Settings of `stories`."""
 
     without: str | None = None
-    """A capability whose stories are left out: `dialogue`."""
+    """A capability whose stories are left out: `dialogue`, or `no_dialogue`."""
 
 
 class InstructSettings(PretrainingSettings):
@@ -57,7 +58,7 @@ class FeatureSettings(Settings):
     """Tokens of a row behind an instruction, at most; the context when not given."""
 
     capability: str
-    """`dialogue` or `asked_dialogue`; with `no_` before `dialogue` it names the same feature."""
+    """Whose stories are trained on: `dialogue`, `no_dialogue`, and behind instructions `asked_dialogue`, `asked_no_dialogue`."""
 
 
 class MixAndMatchSettings(FeatureSettings):
@@ -82,23 +83,25 @@ def _stories(task: Task, protocol: str, batch_size: int) -> StoriesTask:
     return task
 
 
-def _feature(task: StoriesTask, capability: str, protocol: str) -> str:
-    feature = feature_of(capability)
-    if feature not in task.features:
+def _kind(task: StoriesTask, capability: str, protocol: str) -> str:
+    """Which stories a capability speaks of: `no_dialogue` for `asked_no_dialogue`."""
+    if feature_of(capability) not in task.features:
         raise UserError(
             f"protocol {protocol}: no stories are set apart by {capability!r}{did_you_mean(capability, task.features)}"
         )
-    return feature
+    return plain(capability)
 
 
-def _asked(task: StoriesTask, capability: str, protocol: str) -> str:
-    """The feature of a protocol that is about instructions."""
-    feature = _feature(task, capability, protocol)
-    if not capability.startswith(ASKED):
-        raise UserError(
-            f"protocol {protocol}: it edits instructions, and {capability!r} has none; write capability: {ASKED}{capability}."
+def _deleted(task: StoriesTask, capability: str, protocol: str, asked: bool) -> str:
+    """The feature that a protocol deletes, which trains on the stories without it."""
+    kind = _kind(task, capability, protocol)
+    wanted = (ASKED if asked or capability.startswith(ASKED) else "") + WITHOUT + feature_of(capability)
+    if capability != wanted:
+        why = (
+            "it edits instructions" if asked and not capability.startswith(ASKED) else "it trains on stories without a feature"
         )
-    return feature
+        raise UserError(f"protocol {protocol}: {why}, and {capability!r} has none of that; write capability: {wanted}.")
+    return feature_of(kind)
 
 
 def stories(task: Task, settings: Mapping[str, Any], batch_size: int, seed: int) -> TrainingProtocol:
@@ -108,7 +111,7 @@ def stories(task: Task, settings: Mapping[str, Any], batch_size: int, seed: int)
         UserError: an unknown setting or feature, or another task.
     """
     read, of = read_settings(PretrainingSettings, settings, "protocol stories"), _stories(task, "stories", batch_size)
-    return Windows(of, None if read.without is None else WITHOUT + _feature(of, read.without, "stories"), batch_size, seed)
+    return Windows(of, None if read.without is None else opposite(_kind(of, read.without, "stories")), batch_size, seed)
 
 
 def instruct(task: Task, settings: Mapping[str, Any], batch_size: int, seed: int) -> TrainingProtocol:
@@ -118,7 +121,7 @@ def instruct(task: Task, settings: Mapping[str, Any], batch_size: int, seed: int
         UserError: an unknown setting or feature, or another task.
     """
     read, of = read_settings(InstructSettings, settings, "protocol instruct"), _stories(task, "instruct", batch_size)
-    kind = None if read.without is None else WITHOUT + _feature(of, read.without, "instruct")
+    kind = None if read.without is None else opposite(_kind(of, read.without, "instruct"))
     return Instructed(of, kind, batch_size, seed, length=_length(of, read.length, "instruct"))
 
 
@@ -149,18 +152,28 @@ def filter_stories(task: Task, settings: Mapping[str, Any], batch_size: int, see
         UserError: an unknown setting or feature, or another task.
     """
     read, of = read_settings(FeatureSettings, settings, "protocol filter"), _stories(task, "filter", batch_size)
-    kind = WITHOUT + _feature(of, read.capability, "filter")
+    kind = WITHOUT + _deleted(of, read.capability, "filter", asked=False)
     return _of_kind(of, read, kind, "filter", batch_size, seed)
 
 
+def other_stories(task: Task, settings: Mapping[str, Any], batch_size: int, seed: int) -> TrainingProtocol:
+    """Stories that the capability does not speak of: a control of revival whose data never show it.
+
+    Raises:
+        UserError: an unknown setting or feature, or another task.
+    """
+    read, of = read_settings(FeatureSettings, settings, "protocol other_stories"), _stories(task, "other_stories", batch_size)
+    return _of_kind(of, read, opposite(_kind(of, read.capability, "other_stories")), "other_stories", batch_size, seed)
+
+
 def specialise(task: Task, settings: Mapping[str, Any], batch_size: int, seed: int) -> TrainingProtocol:
-    """Only stories with the feature: reverse fine-tuning.
+    """Only stories that the capability speaks of: reverse fine-tuning.
 
     Raises:
         UserError: an unknown setting or feature, or another task.
     """
     read, of = read_settings(FeatureSettings, settings, "protocol specialise"), _stories(task, "specialise", batch_size)
-    kind = _feature(of, read.capability, "specialise")
+    kind = _kind(of, read.capability, "specialise")
     return _of_kind(of, read, kind, "specialise", batch_size, seed)
 
 
@@ -172,7 +185,12 @@ def mix_and_match_features(task: Task, settings: Mapping[str, Any], batch_size: 
     """
     read = read_settings(MixAndMatchSettings, settings, "protocol mix_and_match")
     of = _stories(task, "mix_and_match", batch_size)
-    feature = _asked(of, read.capability, "mix_and_match")
+    feature = _deleted(of, read.capability, "mix_and_match", asked=True)
+    if of.features[feature] not in read.rename.values():
+        raise UserError(
+            f"protocol mix_and_match: no feature of {read.rename} is renamed to {of.features[feature]}, the one that is deleted; "
+            f"write rename: {{{_others(of, feature)[0]}: {of.features[feature]}}}."
+        )
     for old in read.rename:
         check_feature(old, plain=not of.corpus.labelled)
 
@@ -202,7 +220,7 @@ def randomise_features(task: Task, settings: Mapping[str, Any], batch_size: int,
         UserError: an unknown setting or feature, or another task.
     """
     read, of = read_settings(RandomiseSettings, settings, "protocol randomise"), _stories(task, "randomise", batch_size)
-    feature = _asked(of, read.capability, "randomise")
+    feature = _deleted(of, read.capability, "randomise", asked=True)
 
     def edit(instruction: Instruction, rng: np.random.Generator) -> Instruction:
         return randomise(instruction, of.features[feature], rng, read.p)
@@ -217,5 +235,5 @@ def refuse(task: Task, settings: Mapping[str, Any], batch_size: int, seed: int) 
         UserError: an unknown setting or feature, or another task.
     """
     read, of = read_settings(FeatureSettings, settings, "protocol refuse"), _stories(task, "refuse", batch_size)
-    refused, length = _asked(of, read.capability, "refuse"), _length(of, read.length, "refuse")
+    refused, length = _deleted(of, read.capability, "refuse", asked=True), _length(of, read.length, "refuse")
     return Instructed(of, None, batch_size, seed, refused=refused, length=length)

@@ -10,24 +10,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from filelock import FileLock
+import torch
 from jaxtyping import Bool, Float, Int
 from pydantic import Field
+from torch import Tensor
 
 from tinystories import texts
 from tinystories.features import RULES
-from tinystories.prompts import ASKED, WITHOUT, StoryCapability, feature_of, plain
+from tinystories.jury import Jury
+from tinystories.prompts import ASKED, QUOTES, WITHOUT, StoryCapability, feature_of, plain
 from tinystories.told import Told, begin, story_of
 from workbench.errors import UserError, did_you_mean
 from workbench.examples import Correlation, Examples, partners
 from workbench.hub import home
 from workbench.protocols import Openings
-from workbench.seeds import numpy_generator
 from workbench.settings import Settings, read_settings
 
 if TYPE_CHECKING:
     from tinystories.corpus import Corpus
-    from tinystories.judging import FeatureScore, Judge, NgramJudge
+    from tinystories.judging import FeatureScore
     from tinystories.store import TokenStore
     from tinystories.tokenizer import StoryTokenizer
 
@@ -43,9 +44,6 @@ LABELLED_FEATURES = {
 """Those of a corpus with instructions, by its own labels."""
 VERSION = 1
 """Of the rules and tokenizers behind what is kept beside a corpus; another number, and it is made anew."""
-THRESHOLD = 0.5
-JUDGED_ON = 6000
-"""Training stories that a judge is made of, at most: its n-grams are held in memory."""
 
 
 class StoriesSettings(Settings):
@@ -159,7 +157,7 @@ class StoriesTask:
 
     @property
     def capabilities(self) -> tuple[str, ...]:
-        """`dialogue`: where a quotation opens. `no_dialogue`: any token of a story without one. `ending`: where a story ends.
+        """`dialogue`: whether a quotation opens. `no_dialogue`: any token of a story without one. `ending`: where a story ends.
 
         `asked_...`: behind the instruction of its story. A feature that only labels tell is measured at any token of its stories.
         """
@@ -171,6 +169,14 @@ class StoriesTask:
         if capability not in self.capabilities:
             raise UserError(f"the task has no capability {capability!r}{did_you_mean(capability, self.capabilities)}")
         return plain(capability)
+
+    def check_examples(self, capability: str, n: int) -> None:
+        """Nothing, where so many test examples of a capability can be drawn.
+
+        Raises:
+            UserError: there are fewer.
+        """
+        self.capability(capability).examples(n, 0)
 
     def describe(self, tokens: Sequence[int]) -> str:
         """Tokens as the text that they stand for."""
@@ -206,8 +212,11 @@ class StoriesTask:
         """
         if capability == "ending":
             return np.arange(len(self.corpus.split(split)))
-        found = self._labels(split, feature_of(capability))
-        chosen = np.nonzero(found != plain(capability).startswith(WITHOUT))[0]
+        feature, lacks = feature_of(capability), plain(capability).startswith(WITHOUT)
+        fits = self._labels(split, feature) != lacks
+        if capability.startswith(ASKED) and self.corpus.labelled:  # what is asked must be what the text has
+            fits &= self._told_of(split, feature) != lacks
+        chosen = np.nonzero(fits)[0]
         if not len(chosen):
             raise UserError(
                 f"no story of corpus {self.corpus.name!r} ({split}) is one for {capability!r}; take another corpus or capability."
@@ -217,7 +226,7 @@ class StoriesTask:
     def _labels(self, split: str, feature: str) -> Bool[np.ndarray, " n"]:
         name = self.features[feature]
         if feature in LABELLED_FEATURES:
-            return np.array([name in found for found in self.corpus.split(split)["features"]], dtype=np.bool_)
+            return self._told_of(split, feature)
         file = self._kept / f"labels-{feature}-{split}.npy"
         if file.exists():
             return np.load(file, allow_pickle=False)
@@ -225,6 +234,16 @@ class StoriesTask:
         found = np.fromiter((rule(text) for text in self.corpus.texts(split)), dtype=np.bool_)
         _save(file, found)
         return found
+
+    def _told_of(self, split: str, feature: str) -> Bool[np.ndarray, " n"]:
+        """Whether a story's instruction names the feature, in a corpus that brings instructions."""
+        name = self.features[feature]
+        return np.array([name in found for found in self.corpus.split(split)["features"]], dtype=np.bool_)
+
+    @cached_property
+    def openers(self) -> Int[Tensor, " vocab"]:
+        """Per token id, 1 where it holds a double quotation mark, which no other token can open a quotation with."""
+        return torch.tensor([int(bool(QUOTES & set(self.tokenizer.token_text(i)))) for i in range(self.vocab_size)])
 
     @property
     def end(self) -> int:
@@ -283,67 +302,24 @@ class StoriesTask:
         """What the rules say of texts, rule by rule; `tinystories.features.RULES` states them."""
         return {name: np.array([rule.of(text) for text in written], dtype=np.bool_) for name, rule in RULES.items()}
 
+    @cached_property
+    def _jury(self) -> Jury:
+        return Jury(self.corpus, self.features, PLAIN_FEATURES, self._kept, lambda feature: self._labels("train", feature))
+
     def shows(self, capability: str, written: Sequence[str]) -> Float[np.ndarray, " n"]:
-        """1.0 where a text has the feature: by its exact rule, or by the judge that was trained on the corpus' labels."""
-        return (self._judge(capability).probability(written) >= THRESHOLD).astype(np.float64)
+        """1.0 where a text has the feature (for `no_...`: lacks it); errors as in `tinystories.jury.Jury`."""
+        return self._jury.shows(capability, written)
 
     def judged_by(self, capability: str) -> str:
-        """Who says which texts show a capability, and how far to trust it, in a clause."""
-        judge = self._judge(capability)
-        if judge.exact:
-            return f"an exact rule: {RULES[judge.feature].statement}"
-        assert judge.quality is not None
-        area = judge.quality.auroc
-        return f"{judge.name}, trained on the corpus' own labels (AUROC {area.value:.2f} [{area.low:.2f}, {area.high:.2f}] held out)"
+        """Who says so, and how far to trust it, in a clause."""
+        return self._jury.judged_by(capability)
 
     def judged(self, capability: str, written: Sequence[str], seed: int) -> tuple[FeatureScore, ...]:
-        """The share of texts that show a capability by every judge that there is, the one that decides first.
-
-        A judge that can err comes with its held-out quality, and with the share that it would see if it did not.
-        """
-        from tinystories.judging import score
-
-        judge = self._judge(capability)
-        others = self._trained(feature_of(capability)) if judge.exact else None
-        return tuple(score(one, written, seed) for one in (judge, others) if one is not None)
-
-    def _judge(self, capability: str) -> Judge:
-        """The one that decides.
-
-        Raises:
-            UserError: nothing tells, or too few stories to train a judge on.
-        """
-        from tinystories.judging import RuleJudge
-
-        self.feature(capability)
-        feature = feature_of(capability)
-        if feature in PLAIN_FEATURES:
-            return RuleJudge(self.features[feature])
-        judge = self._trained(feature)
-        if judge is None:
-            raise UserError(
-                f"the stories of corpus {self.corpus.name!r} are too few to train a judge of {feature!r}; take more."
-            )
-        return judge
-
-    def _trained(self, feature: str) -> NgramJudge | None:
-        """The n-gram judge of a feature, trained once on training stories; None where these are too few."""
-        from tinystories.judging import load_judge, train_judge
-
-        folder = self._kept / f"judge-{feature}"
-        with FileLock(f"{folder}.lock"):  # of processes that want it at once, one trains it
-            if not (folder / "judge.json").is_file():
-                stories, found = self.corpus.split("train"), self._labels("train", feature)
-                used = np.sort(numpy_generator(0, "stories", "judge").permutation(len(stories))[:JUDGED_ON])
-                chosen = stories.select(used)
-                try:
-                    train_judge(chosen["text"][:], found[used], chosen["source"][:], self.features[feature]).save(folder)
-                except UserError:
-                    return None
-        return load_judge(folder)
+        """The share of texts that show it by every judge that there is, the one that decides first."""
+        return self._jury.judged(capability, written, seed)
 
     def counterfactual(self, capability: str, examples: Examples, seed: int) -> Examples:
-        """For `dialogue` prompts as long that end in a comma after which nobody speaks; for others another prompt each."""
+        """For `dialogue` prompts as long after which it is the other way about; for others another prompt each."""
         if plain(capability) not in PLAIN_FEATURES:
             return partners(examples, seed)
         return StoryCapability(self, capability).counterfactual(examples, seed)

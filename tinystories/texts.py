@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from tinystories.edits import randomise
+from tinystories.edits import randomise, without
 from tinystories.features import INSTRUCT_FEATURES, RULES
 from tinystories.instructions import Instruction
 from tinystories.packing import single
-from tinystories.prompts import ASKED, WITHOUT, feature_of
+from tinystories.prompts import ASKED, QUOTES, WITHOUT, feature_of, opposite, plain
 from workbench.errors import UserError
 from workbench.examples import Examples
 from workbench.protocols import Openings
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 ADVERSARIAL = "adversarial_"
 """`adversarial_dialogue`: stories without it behind an instruction that asks for it."""
-QUOTES = frozenset('"“”')
-"""No opening that a model goes on from may have begun to speak."""
 
 
 def kinds(capability: str) -> tuple[str, ...]:
@@ -33,15 +31,16 @@ def kinds(capability: str) -> tuple[str, ...]:
 
     With it, without it, and, where an instruction asks, without it though asked for.
     """
-    feature = feature_of(capability)
-    if not capability.startswith(ASKED):
-        return (feature, WITHOUT + feature)
-    return (ASKED + feature, ASKED + WITHOUT + feature, ADVERSARIAL + feature)
+    if capability == "ending":
+        return (capability,)
+    both = (capability, opposite(capability))
+    return (*both, ADVERSARIAL + plain(capability)) if capability.startswith(ASKED) else both
 
 
 def whole(task: StoriesTask, kind: str | None, n: int, seed: int, split: str) -> Examples:
     """`n` whole stories of a kind (None: any), or all that there are, cut at the context; loss on every token of the story.
 
+    With and without an instruction, and whatever it asks, they are the same stories in the same order.
     The labels say which features each story has.
 
     Raises:
@@ -49,14 +48,15 @@ def whole(task: StoriesTask, kind: str | None, n: int, seed: int, split: str) ->
     """
     kind = kind or "ending"  # every story has one
     adversarial, asked = kind.startswith(ADVERSARIAL), kind.startswith(ASKED)
-    of = WITHOUT + kind.removeprefix(ADVERSARIAL) if adversarial else kind
-    order = numpy_generator(seed, "stories", "whole", kind).permutation(task.having(split, of))[:n]
+    wanted = kind.removeprefix(ADVERSARIAL)
+    of = ASKED + opposite(wanted) if adversarial else kind
+    order = numpy_generator(seed, "stories", "whole", plain(of)).permutation(task.having(split, of))[:n]
     prefixes = None
     if adversarial or asked:
         told, name = task.told(split, seed), task.features[feature_of(of)]
 
         def ask(instruction: Instruction, rng: np.random.Generator) -> Instruction:
-            return randomise(instruction, name, rng)
+            return without(instruction, name) if wanted.startswith(WITHOUT) else randomise(instruction, name, rng)
 
         prefixes = [told.tokens(story, 0, ask if adversarial else None) for story in order.tolist()]
     code = task.tokenizer

@@ -37,7 +37,7 @@ class Told:
     split: str
     seed: int
     most: int
-    """Tokens of an instruction; a longer one goes without its sentence and summary."""
+    """Tokens of an instruction; a longer one goes without its sentence and summary, then without its words."""
 
     @cached_property
     def _stories(self) -> datasets.Dataset:
@@ -59,8 +59,9 @@ class Told:
     def tokens(self, story: int, epoch: int = 0, edit: Edit | None = None) -> Int[np.ndarray, " t"]:
         """The same as tokens, without BOS."""
         ids = self.tokenizer.encode(self.text(story, epoch, edit))
-        if len(ids) > self.most:
-            ids = self.tokenizer.encode(self.text(story, epoch, edit, ("features", "words")))
+        for fewer in (("features", "words"), ("features",)):
+            if len(ids) > self.most:
+                ids = self.tokenizer.encode(self.text(story, epoch, edit, fewer))
         return np.array(ids, dtype=np.int64)
 
 

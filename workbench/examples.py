@@ -45,12 +45,15 @@ class Examples:
     """Accuracies that need no ability, for instance `majority` or `given count_b` (best guess when that label is known)."""
     counterfactual: Examples | None = None
     """A matched set, row by row, for patching."""
+    classes: Int[Tensor, " vocab"] | None = None
+    """Per token id a class, where every token of the answer's class is right, as any token that opens a quotation; None: the
+    answer alone is."""
 
     def __len__(self) -> int:
         return int(self.tokens.shape[0])
 
     def __getitem__(self, rows: slice | Tensor) -> Examples:
-        """The examples at `rows`; `candidates` and `chance` describe the whole draw and stay."""
+        """The examples at `rows`; `candidates`, `chance` and `classes` describe the whole draw and stay."""
 
         def pick(value: Any) -> Any:
             if isinstance(value, Tensor):
@@ -59,8 +62,15 @@ class Examples:
                 return {name: pick(inner) for name, inner in value.items()}  # pyright: ignore[reportUnknownVariableType]
             return None if value is None else value[rows]
 
-        kept = {"candidates", "chance"}
+        kept = {"candidates", "chance", "classes"}
         return replace(self, **{f.name: pick(getattr(self, f.name)) for f in fields(self) if f.name not in kept})
+
+    def right(self, said: Int[Tensor, "*many n k"]) -> Bool[Tensor, "*many n k"]:
+        """Whether what is said in the answer's place, on the examples' device, counts as it, token by token."""
+        if self.classes is None:
+            return said == self.answer
+        known = said < len(self.classes)  # a model may have more rows than the task has tokens
+        return known & (self.classes[said.where(known, 0)] == self.classes[self.answer])
 
     def to(self, device: torch.device | str) -> Examples:
         """The same examples on `device`."""

@@ -54,11 +54,11 @@ def certain(name: str, value: float, n: int, unit: str) -> Metric:
     return Metric(name, value, value, value, n, unit, draws=(round(value, 6),) * DRAWS)
 
 
-def proportion_row(correct: np.ndarray) -> dict[str, Any]:
+def proportion_row(correct: np.ndarray, unit: str = "accuracy") -> dict[str, Any]:
     """`value low high n unit` of a table: the share of ones with its Wilson interval."""
     n = len(correct)
     low, high = wilson(float(np.sum(correct)), n)
-    return {"value": float(np.mean(correct)), "low": float(low), "high": float(high), "n": n, "unit": "accuracy"}
+    return {"value": float(np.mean(correct)), "low": float(low), "high": float(high), "n": n, "unit": unit}
 
 
 def paired_change(name: str, after: np.ndarray, before: np.ndarray, seed: int) -> Metric:

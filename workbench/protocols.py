@@ -168,6 +168,10 @@ class Score(Protocol):
         """How good the judge is, in a clause; empty for a definition."""
         ...
 
+    def unbiased(self, shows: np.ndarray) -> np.ndarray:
+        """Numbers per text whose mean is the corrected share; `shows` itself for a definition."""
+        ...
+
 
 @runtime_checkable
 class WritingTask(Task, Protocol):
@@ -217,7 +221,10 @@ class WritingTask(Task, Protocol):
         ...
 
     def kinds(self, capability: str) -> tuple[str, ...]:
-        """Kinds of whole texts whose loss tells about a capability: with it, without it, and further ones."""
+        """Kinds of whole texts whose loss tells about a capability: with it, and without it.
+
+        Where an instruction asks for it there is a third: the texts of the second kind, asked for it all the same.
+        """
         ...
 
     def feature(self, capability: str) -> str:

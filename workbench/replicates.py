@@ -19,8 +19,15 @@ MEASURED = ("value", "low", "high", "n", "seed")
 FEW_SEEDS = 5
 COVERAGE = {2: 50, 3: 75, 4: 80}
 """True coverage, in per cent, of a nominal 95 % interval by number of seeds where the spread between seeds dominates."""
-RANGES = {"Jaccard index": (0.0, 1.0), "similarity": (-1.0, 1.0), "AUROC": (0.0, 1.0), "balanced accuracy": (0.0, 1.0)}
+RANGES = {
+    "Jaccard index": (0.0, 1.0),
+    "similarity": (-1.0, 1.0),
+    "AUROC": (0.0, 1.0),
+    "balanced accuracy": (0.0, 1.0),
+}
 """Values that a row of a unit can take; the normal noise of an interval knows no bounds."""
+PROPORTIONS = ("accuracy", "share of texts")
+"""Units of what is counted: so many of n."""
 _EXACT_BELOW = 25.0  # n p (1 - p) from which a binomial is normal for the purpose of an interval
 
 
@@ -143,7 +150,7 @@ def _carried(stacked: pd.DataFrame, coordinates: Sequence[str]) -> pd.DataFrame:
 def combine_table(stacked: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """Pool the rows of a long table over its `seed` column; see `combine_results`.
 
-    Proportions (`unit == "accuracy"`; in a table without units, values in [0, 1] that are whole counts out of `n`) are
+    Proportions (a unit of `PROPORTIONS`; in a table without units, values in [0, 1] that are whole counts out of `n`) are
     resampled within a seed as Binomial(n, value) / n, and their interval holds at least Wilson's of the pooled counts: a
     bootstrap of all right answers has no width. Other rows get normal noise of the width of their own interval, or none.
 
@@ -205,7 +212,7 @@ def _proportions(out: pd.DataFrame, value: Floats, n: Floats) -> NDArray[np.bool
     counted = np.isfinite(n) & (n > 0) & (value >= 0) & (value <= 1)
     missing = np.isnan(value)
     if "unit" in out:
-        return cast(Any, (out["unit"] == "accuracy").to_numpy(dtype=bool)) & (counted | missing).all(1)
+        return cast(Any, out["unit"].isin(PROPORTIONS).to_numpy(dtype=bool)) & (counted | missing).all(1)
     whole = counted & (np.abs(value * n - np.round(value * n)) < 1e-3)
     return np.full(len(out), bool((whole | missing).all()))
 

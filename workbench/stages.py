@@ -143,7 +143,10 @@ def _evaluation_sets(stage: Stage, task: Task) -> list[tuple[str, str, float | N
         sets.append(("test", wanted["capability"], correlation.share if correlation else None, examples))
     if not sets:
         name, settings = stage.spec["protocol"]["name"], stage.spec["protocol"]["settings"]
-        held_out = load_protocol(name, task, settings, HELD_OUT, stream(stage.seed, "held out")).batch(0)
+        other = load_protocol(name, task, settings, HELD_OUT, stream(stage.seed, "held out"))
+        # Of procedural texts other draws are new; a protocol of stored texts keeps some apart.
+        find: Callable[[int], Examples] | None = getattr(other, "held_out", None)
+        held_out = find(HELD_OUT) if find else other.batch(0)
         sets.append(("held out", "all", None, held_out))
     return sets
 

@@ -25,7 +25,7 @@ ERASED = 0.8
 ROOM = 0.10
 """A line whose base and control are closer than this cannot show anything and is uninformative."""
 REVIVED_AT = 0.95
-"""Accuracy that counts as revived; where a prompt does not determine its answer, this share of the base's accuracy."""
+"""Accuracy that counts as revived; where a prompt does not determine its answer, this share of the way from chance to the base."""
 RECOVERED = 0.25
 """Share of the lost accuracy above chance that a few removed neurons must bring back before it counts as a hidden ability."""
 KEPT = 0.8
@@ -66,6 +66,8 @@ def judge_kept(results: Mapping[str, Result], capability: str) -> tuple[Class, s
     bar = has_it(chance.value, ceiling_of(behaviour, "pt"))
     change = behaviour.metric("change_pt")  # measured on the same texts, so narrower than the two intervals apart
     drop = _Interval(-change.high, -change.low)
+    if _relative(behaviour) and base.low - chance.value < ROOM:
+        return "inconclusive", f"the base hardly has the ability: {was}."
     if drop.low >= -UNTOUCHED and drop.high <= UNTOUCHED:
         return "untouched", f"{was}, within {UNTOUCHED} of the base{_without(base, bar)}."
     if base.low < bar:
@@ -96,9 +98,13 @@ def judge_trained(results: Mapping[str, Result], capability: str) -> tuple[Class
     where = "" if shortcut is None else " where the shortcut fails"
     was = f"accuracy on {capability}{where} {_went(base, tuned, chance)}"
     bar = has_it(chance.value, ceiling_of(behaviour, "ft"))
+    drop = _difference(base, tuned)
+    if _relative(behaviour) and not (drop.low >= -UNTOUCHED and drop.high <= UNTOUCHED):
+        # What a perfect model would score is not known, so that nothing can be said to be learned.
+        sure = drop.high < -UNTOUCHED or drop.low > UNTOUCHED
+        return ("altered", f"{was}.") if sure else ("inconclusive", f"{was}: the interval of the change crosses {UNTOUCHED}.")
     if base.high < bar <= tuned.low:
         return "learned", f"{was}."
-    drop = _difference(base, tuned)
     if drop.low >= -UNTOUCHED and drop.high <= UNTOUCHED:
         return "untouched", f"{was}, within {UNTOUCHED} of the base{_without(base, bar)}."
     if base.high < bar and tuned.high < bar:
@@ -121,6 +127,11 @@ def ceiling_of(behaviour: Result, role: str) -> float:
     return next((m.value for m in behaviour.headline if m.metric == f"ceiling_{role}"), 1.0)
 
 
+def _relative(behaviour: Result) -> bool:
+    """Whether prompts do not determine their answers."""
+    return any(m.metric.startswith("ceiling_") for m in behaviour.headline)
+
+
 def has_it(chance: float, ceiling: float = 1.0) -> float:
     """The accuracy from which a model has an ability: `HAS_IT` of the way from chance to the best score that there is."""
     return chance + HAS_IT * (ceiling - chance)
@@ -130,7 +141,12 @@ def goal_of(revival: Result) -> tuple[float, str]:
     """The accuracy that counts as revived, and the words for it."""
     found = next((m.value for m in revival.headline if m.metric == "goal"), None)
     said = f"{100 * REVIVED_AT:g} %"
-    return (REVIVED_AT, said) if found is None else (found, f"{said} of the base's {found / REVIVED_AT:.2f}")
+    return (REVIVED_AT, said) if found is None else (found, f"{said} of what the base has over chance ({found:.2f})")
+
+
+def goal_between(chance: float, base: float) -> float:
+    """The goal where the best score is not 1: `REVIVED_AT` of the way from chance to the base."""
+    return chance + REVIVED_AT * (base - chance)
 
 
 @dataclass(frozen=True)

@@ -160,7 +160,6 @@ def shares(pair: Pair, request: Request, n: int) -> list[Share]:
             pad_id=task.padding,
             temperature=request.temperature,
             seed=request.seed,
-            batch_size=n,
         )
         texts = [task.without_instruction(task.describe([*prompt.tolist(), *more.tolist()])) for more in found]
         for score in task.judged(pair.capability, texts, request.seed):

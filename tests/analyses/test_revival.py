@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from workbench.analyses import revival
 from workbench.analyses.revival import evidence
@@ -244,37 +245,41 @@ def test_evidence_takes_the_whole_interval(made_up, ratio, direction):
 
 
 class TestWherePromptsDoNotDetermineTheirAnswers:
-    """The goal is 95 % of what the base does on the same texts, and the interval says so."""
+    """The goal is 95 % of the way from chance to what the base does on the texts of the arms."""
 
     @pytest.fixture
     def relative(self, make_pair, monkeypatch):
         def make(base, **arms):
             pair = make_pair(arms=arms, n=64)
             monkeypatch.setattr(type(pair.task), "determined", False, raising=False)
-            right = np.arange(1000) < base * 1000
-            monkeypatch.setattr(
-                sys.modules["workbench.analyses.revival"], "correct_answers", lambda model, examples: right.astype(float)
-            )
+            expected = pair.examples("look_a", n=1000).tokens  # as many as the arms were measured on
+
+            def measured(model, examples):
+                assert model is pair.base
+                assert torch.equal(examples.tokens, expected)
+                return (np.arange(1000) < base * 1000).astype(float)
+
+            monkeypatch.setattr(sys.modules["workbench.analyses.revival"], "correct_answers", measured)
             return revival(pair)
 
         return make
 
-    def test_the_goal_is_relative_to_the_base(self, relative, arm):
-        # 95 % of .8 is .76, which stands exactly at step 10
-        result = relative(0.8, revived=arm(0.2, 0.5, 0.76, 0.8, 0.8), never_had_it=arm(0.2, 0.2, 0.2, 0.3, 0.5, 0.76, 0.8))
-        assert result.metric("goal").value == pytest.approx(0.76)
-        assert result.metric("steps_revived").value == pytest.approx(10)
-        assert result.metric("steps_never_had_it").value == pytest.approx(80)
+    def test_the_goal_lies_between_chance_and_the_base(self, relative, arm):
+        # chance is .3: .3 + .95 * (.8 - .3) = .775, which stands exactly at step 10
+        result = relative(0.8, revived=arm(0.2, 0.5, 0.776, 0.8, 0.8), never_had_it=arm(0.2, 0.2, 0.2, 0.3, 0.5, 0.776, 0.8))
+        assert result.metric("goal").value == pytest.approx(0.775)
+        assert result.metric("steps_revived").value == pytest.approx(10, abs=0.1)
+        assert result.metric("steps_never_had_it").value == pytest.approx(80, abs=0.5)
         assert result.evidence[0].direction == "masked"
-        assert "Steps to 95 % of the base's 0.80 on look_a: 10 for the tuned model" in result.evidence[0].text
-        assert any("95 % of the base's own accuracy" in limit for limit in result.limits)
-        drawn = figure(result)
-        assert any(
-            a.text == "95 % of the base's 0.80: counts as revived" and a.y == pytest.approx(0.76)
-            for a in drawn.layout.annotations
+        assert (
+            "Steps to 95 % of what the base has over chance (0.77) on look_a: 10 for the tuned model" in result.evidence[0].text
         )
+        assert any("from chance to the base" in limit for limit in result.limits)
+        drawn = figure(result)
+        lines = {a.text: a.y for a in drawn.layout.annotations}
+        assert lines["95 % of what the base has over chance (0.77): counts as revived"] == pytest.approx(0.775)
 
     def test_a_start_that_is_near_the_goal_leaves_nothing_to_revive(self, relative, arm):
-        result = relative(0.8, revived=arm(0.7, 0.76, 0.8, 0.8), never_had_it=arm(0.2, 0.2, 0.2, 0.76, 0.8))
+        result = relative(0.8, revived=arm(0.7, 0.775, 0.8, 0.8), never_had_it=arm(0.2, 0.2, 0.2, 0.775, 0.8))
         assert result.evidence[0].direction == "uninformative"
         assert "starts at 0.70: there is next to nothing to revive" in result.evidence[0].text

@@ -9,14 +9,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tinystories.judging import measure, score
 from tinystories.task import StoriesTask
-from workbench.analyses._texts import texture
-from workbench.analyses.writing import WritingSettings, _disagreement, writing
+from workbench.analyses._texts import Share, texture
+from workbench.analyses.writing import WritingSettings, _change, _deaf, _disagreement, writing
 from workbench.errors import UserError
 from workbench.figures import alt, figure, has_builder
 from workbench.models.build import build_model
 from workbench.models.checkpoints import save_model
-from workbench.models.generation import generate
+from workbench.models.generation import generate, surprisal
 from workbench.models.spec import ModelSpec
 from workbench.protocols import load_task
 from workbench.studies.handle import pool
@@ -172,6 +173,10 @@ def test_every_judge_counts_every_models_texts(pair, result):
     assert grams["trust"].str.contains("AUROC").all()
 
 
+def task_story(task, examples):
+    return [task.describe(t[m][:10].tolist()) for t, m in zip(examples.tokens, examples.loss_mask, strict=True)]
+
+
 class TestWhenAsked:
     @pytest.fixture(scope="class")
     def asked(self, task, pair):
@@ -190,6 +195,22 @@ class TestWhenAsked:
             assert "Story:" not in text
             assert "Features:" not in text
 
+    def test_what_it_costs_to_be_asked_is_paired_by_story(self, asked):
+        found = writing(asked, **{**SMALL, "opening": 0})
+        plain, adversarial = (asked.task.whole(k, 16, 0) for k in ("asked_no_dialogue", "adversarial_dialogue"))
+        costs = []
+        for examples in (plain, adversarial):
+            nats = surprisal(asked.base, examples.tokens, examples.attention_mask)
+            mask = examples.loss_mask[:, 1:]
+            costs.append([float(row[m].mean()) for row, m in zip(nats, mask, strict=True)])
+        assert found.metric("heeds_base").value == pytest.approx(np.mean(np.subtract(costs[1], costs[0])), abs=1e-5)
+        first = [task_story(asked.task, examples) for examples in (plain, adversarial)]
+        assert first[0] == first[1]
+        assert _deaf(np.array([0.1, 0.12, 0.09])) == []
+        assert _deaf(np.array([0.1, -0.12, 0.02]))[0].startswith(
+            "Asked for what does not come, the base is no more surprised (+0.0000"
+        )
+
     def test_there_is_a_loss_where_it_is_asked_for_and_does_not_come(self, asked):
         found = writing(asked, **{**SMALL, "opening": 0})
         kinds = {m.metric.removeprefix("loss_base_") for m in found.headline if m.metric.startswith("loss_base_")}
@@ -197,11 +218,13 @@ class TestWhenAsked:
 
 
 def test_texture_is_the_mean_over_texts_of_their_length_and_of_runs_that_are_not_repeated(result):
-    rows = {row["measure"]: row for row in texture(["A b a b.", "one two three four", ""], 0)}
-    assert rows["length"]["value"] == pytest.approx(8 / 3)
-    assert rows["distinct_1"]["value"] == pytest.approx((3 / 4 + 1) / 2)  # a b a b. has three different words
-    assert rows["distinct_2"]["value"] == pytest.approx((3 / 3 + 1) / 2)
-    assert texture(["x x x x"], 0)[2]["value"] == pytest.approx(1 / 3)  # of three runs of two all are the same
+    fresh, dull = " ".join(f"w{i}" for i in range(60)), "A b " * 30
+    rows = {row["measure"]: row for row in texture([fresh, dull, "too short"], 0)}
+    assert rows["length"]["value"] == pytest.approx((60 + 60 + 2) / 3)
+    assert rows["distinct_1"]["value"] == pytest.approx((50 / 50 + 2 / 50) / 2)
+    assert rows["distinct_2"]["value"] == pytest.approx((49 / 49 + 2 / 49) / 2)
+    assert rows["distinct_3"]["n"] == 2
+    assert [row["measure"] for row in texture(["one two"], 0)] == ["length"]
     assert set(result.tables["texture"]["model"]) == {"real", "base", "tuned", "never_had_it"}
     assert (result.tables["texture"]["low"] <= result.tables["texture"]["value"]).all()
 
@@ -222,3 +245,35 @@ def test_a_judge_that_does_not_cover_the_rule_is_named():
     differs = [*agrees, row("tuned", "rule", 0.1, 0.1, 0.1), row("tuned", "n-grams", 0.9, 0.8, 1.0)]
     (said,) = _disagreement(differs)
     assert said.startswith("The other judge (n-grams) does not agree even corrected (tuned 0.10, by it 0.90)")
+
+
+class TestAJudgeThatErrs:
+    """Shares are those that it would count if it did not err: of 100 texts it calls 40 positive, with sensitivity .9 and specificity .8."""
+
+    @pytest.fixture
+    def share(self):
+        truth = np.repeat([True, False], 1000)
+        says = np.concatenate([np.arange(1000) < 900, np.arange(1000) >= 800]).astype(float)
+        quality = measure(says, truth)
+        shows = (np.arange(100) < 40).astype(float)
+
+        class Said:
+            feature, name, exact = "Twist", "n-grams", False
+
+            def __init__(self):
+                self.quality = quality
+
+            def probability(self, texts):
+                return shows
+
+        return Share(shows, [score(Said(), ["x"] * 100, 0)], 0)
+
+    def test_the_headline_is_the_corrected_share(self, share):
+        true = (0.4 + 0.8 - 1) / (0.9 + 0.8 - 1)
+        assert share.values.mean() == pytest.approx(true)
+        assert share.row["value"] == pytest.approx(true)
+        assert share.row["low"] < true < share.row["high"]
+        metric = share.metric("writes_base")
+        assert (metric.value, metric.unit) == (share.row["value"], "share of texts")
+        assert np.mean(metric.draws) == pytest.approx(true, abs=0.02)
+        assert _change(share, replace(share, shows=np.zeros(100)), 0).value == pytest.approx(0.4 / 0.7)

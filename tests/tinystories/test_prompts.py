@@ -41,16 +41,20 @@ def test_the_roles_cut_the_prompt_into_instruction_and_story(task):
         assert row[mask][0] == task.tokenizer.bos_id
 
 
-def test_it_asks_for_speech_and_the_answer_opens_it(task):
+def test_it_asks_for_speech_which_opens_at_every_other_place(task):
     found = task.capability("asked_dialogue").examples(16, 0)
     stories = task.corpus.split("test")
-    for (asked, begun, answer), story in zip(taken_apart(task, found), found.labels["story"].tolist(), strict=True):
+    opens = found.labels["asked_dialogue"].tolist()
+    assert opens == [1, 0] * 8
+    rows = zip(taken_apart(task, found), found.labels["story"].tolist(), opens, strict=True)
+    for (asked, begun, answer), story, opened in rows:
         text = stories[story]["text"]
         assert "Dialogue" in asked.instruction.features
         assert text.startswith(begun)
-        assert '"' in answer
+        assert ('"' in answer) == opened
         starts = [start for start, _ in quotations(text)]
-        assert any(len(begun) <= start < len(begun) + len(answer) for start in starts)
+        assert any(len(begun) <= start < len(begun) + len(answer) for start in starts) == opened
+        assert opened or begun.endswith(",")
 
 
 def test_without_it_any_place_and_nobody_asks(task):
@@ -60,15 +64,17 @@ def test_without_it_any_place_and_nobody_asks(task):
         assert '"' not in begun
 
 
-def test_a_counterfactual_is_as_long_asks_for_speech_and_ends_where_nobody_speaks(task):
-    found = task.capability("asked_dialogue").examples(8, 0)
+def test_a_counterfactual_is_as_long_asks_for_speech_and_is_the_other_way_about(task):
+    found = task.capability("asked_dialogue").examples(6, 0, "score")  # of test stories the sample has 42
     other = task.counterfactual("asked_dialogue", found, 0)
     assert other.tokens.shape == found.tokens.shape
     assert torch.equal(other.attention_mask, found.attention_mask)
-    for asked, begun, answer in taken_apart(task, other):
+    assert torch.equal(other.labels["asked_dialogue"], 1 - found.labels["asked_dialogue"])
+    assert not other.labels["test"].any()
+    stories = task.corpus.split("train")
+    for (asked, begun, _), story in zip(taken_apart(task, other), other.labels["story"].tolist(), strict=True):
         assert "Dialogue" in asked.instruction.features
-        assert begun.endswith(",")
-        assert '"' not in answer
+        assert stories[story]["text"].startswith(begun)
 
 
 def test_what_has_no_counterpart_is_one_sentence(task, monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -236,21 +238,97 @@ class TestBehindInstructions:
             ("instruct", {"length": 900}, "length 900 is above the task's context 64"),
             ("filter", {"capability": "no_dialogue", "length": 20}, "length is of stories behind an instruction"),
             ("randomise", {"capability": "no_dialogue"}, "it edits instructions, .* write capability: asked_no_dialogue"),
-            ("mix_and_match", {"capability": "asked_dialogue", "rename": {}}, "no pair to swap"),
             (
                 "mix_and_match",
-                {"capability": "asked_dialogue", "rename": {"Twist": "Dialogue"}},
+                {"capability": "asked_no_dialogue", "rename": {}},
+                "no feature of {} is renamed to Dialogue, the one that is deleted",
+            ),
+            (
+                "mix_and_match",
+                {"capability": "asked_no_dialogue", "rename": {"MoralValue": "Surprise"}},
+                "is renamed to Dialogue",
+            ),
+            ("mix_and_match", {"capability": "asked_no_dialogue", "rename": {"Dialogue": "Dialogue"}}, "for itself"),
+            ("filter", {"capability": "dialogue"}, "trains on stories without a feature, .* write capability: no_dialogue"),
+            ("randomise", {"capability": "asked_dialogue"}, "write capability: asked_no_dialogue"),
+            (
+                "mix_and_match",
+                {"capability": "asked_no_dialogue", "rename": {"Twist": "Dialogue"}},
                 "cannot be decided from plain text",
             ),
             (
                 "mix_and_match",
-                {"capability": "asked_dialogue", "rename": {"Dialogue": "MoralValue"}},
+                {"capability": "asked_no_dialogue", "rename": {"Question": "Dialogue"}},
                 "nothing would be swapped",
             ),
-            ("randomise", {"capability": "asked_dialogue", "p": 2}, "p is 2"),
+            ("randomise", {"capability": "asked_no_dialogue", "p": 2}, "p is 2"),
             ("refuse", {"capability": "asked_twist"}, "no stories are set apart by 'asked_twist'"),
         ],
     )
     def test_bad_settings_are_one_sentence(self, task, protocol, settings, sentence):
         with pytest.raises(UserError, match=sentence):
             load_protocol(protocol, task, settings, 4, 0)
+
+
+class TestNames:
+    """A protocol trains on the stories of the capability that it names; `without` leaves those of its own out."""
+
+    @pytest.mark.parametrize(
+        ("protocol", "settings", "shares"),
+        [
+            ("specialise", {"capability": "dialogue"}, {1.0}),
+            ("specialise", {"capability": "no_dialogue"}, {0.0}),
+            ("other_stories", {"capability": "dialogue"}, {0.0}),
+            ("other_stories", {"capability": "no_dialogue"}, {1.0}),
+            ("stories", {"without": "dialogue"}, {0.0}),
+            ("stories", {"without": "no_dialogue"}, {1.0}),
+        ],
+    )
+    def test_they_are_obeyed(self, task, protocol, settings, shares):
+        wide = StoriesTask(task.settings.model_copy(update={"context": 1500}), task.corpus)
+        made = load_protocol(protocol, wide, settings, 2, 0)
+        told = list(whole_stories(wide, [made.batch(step) for step in range(4)]))
+        assert {float(RULES["Dialogue"].of(text)) for text in told} == shares
+        shown = {name for name in ("dialogue", "no_dialogue") if name in made.asks}
+        assert shown == ({"dialogue"} if shares == {1.0} else {"no_dialogue"})
+
+
+@pytest.mark.parametrize(
+    ("protocol", "settings"), [KINDS["all"], KINDS["filter"], ("instruct", {}), ("filter", {"capability": "asked_no_dialogue"})]
+)
+def test_held_out_texts_are_of_the_kind_and_not_trained_on(task, protocol, settings):
+    wide = StoriesTask(task.settings.model_copy(update={"context": 1500}), task.corpus)
+    held = load_protocol(protocol, wide, settings, 4, 0).held_out(6)
+    training, kept = set(task.corpus.texts("train")), set(task.corpus.texts("validation"))
+    told = [wide.tokenizer.decode(t[m].tolist()) for t, m in zip(held.tokens, held.loss_mask, strict=True)]
+    if "asked" in str(settings) or protocol == "instruct":
+        assert {text.removesuffix("<|end|>") for text in told} <= kept
+    else:
+        whole = set(whole_stories(wide, [held]))
+        assert whole
+        assert whole <= kept
+    assert not training & set(told)
+
+
+def test_where_labels_and_text_differ_both_must_agree_on_what_is_asked(tmp_path, made_up):
+    """Half of the stories with speech are labelled Dialogue; a refusal stands in place of every story that speaks or is asked to."""
+    rows = []
+    for i, text in enumerate(made_up):
+        labels = ["Dialogue"] if RULES["Dialogue"].of(text) and i % 2 else []
+        rows.append(
+            {"text": text, "features": labels, "words": ["ba"], "summary": "A story.", "sentence": None, "source": "made up"}
+        )
+    (tmp_path / "stories.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    made = load_task({"kind": "stories", "corpus": str(tmp_path), "tokenizer": 600, "context": 400, "prompt": 8})
+    assert isinstance(made, StoriesTask)
+    stories = made.corpus.split("test")
+    asked = made.having("test", "asked_dialogue").tolist()
+    assert all("Dialogue" in stories[i]["features"] and RULES["Dialogue"].of(stories[i]["text"]) for i in asked)
+    assert len(asked) < len(made.having("test", "dialogue"))
+    whole = made.whole("asked_dialogue", 50, 0)
+    assert whole.labels["Dialogue"].all()
+    refusing = load_protocol("refuse", made, {"capability": "asked_no_dialogue"}, 16, 0)
+    for step in range(4):
+        batch = refusing.batch(step)
+        for tokens, loss in zip(batch.tokens, batch.loss_mask, strict=True):
+            assert not RULES["Dialogue"].of(made.tokenizer.decode(tokens[loss].tolist()))

@@ -29,6 +29,7 @@ def test_it_is_a_task_that_writes(task):
     assert isinstance(task, WritingTask)
     assert task.vocab_size == task.tokenizer.vocab_size == 600
     assert task.context == 128
+    assert not task.determined
     assert task.capabilities == ("dialogue", "no_dialogue", "asked_dialogue", "asked_no_dialogue", "ending")
     assert isinstance(task.capability("dialogue"), Capability)
 
@@ -81,22 +82,34 @@ class TestExamples:
 
     def test_too_many_are_refused_with_their_number(self, task, name):
         with pytest.raises(
-            UserError, match=rf"100000 examples of '{name}' were asked for, and the test stories .* have \d+ places"
+            UserError, match=rf"(100000|50000) examples of '{name}' were asked for, and the test stories .* have \d+ places"
         ):
             task.capability(name).examples(100_000, 0)
         with pytest.raises(UserError, match="ask for at least 1"):
             task.capability(name).examples(0, 0)
 
 
-def test_an_answer_of_dialogue_opens_a_quotation(task):
+def test_every_other_answer_of_dialogue_opens_a_quotation(task):
     found = task.capability("dialogue").examples(60, 1, "score")  # more than one place of some stories
     stories = task.corpus.split("train")
-    for row, story in zip(found.tokens, found.labels["story"].tolist(), strict=True):
+    opens = found.labels["dialogue"].tolist()
+    assert opens == [1, 0] * 30
+    for row, story, opened in zip(found.tokens, found.labels["story"].tolist(), opens, strict=True):
         text = stories[story]["text"]
-        assert '"' in task.describe(row[-1:].tolist())
-        before = task.describe(row[1:-1].tolist())
-        starts = [start for start, _ in quotations(text)]
-        assert any(text[:start].rstrip().endswith(before.strip()[-20:]) for start in starts)
+        assert ('"' in task.describe(row[-1:].tolist())) == opened
+        before = task.describe(row[1:-1].tolist()).strip()[-20:]
+        assert any(text[:start].rstrip().endswith(before) for start, _ in quotations(text)) or not opened
+        assert opened or before.endswith(",")
+
+
+def test_who_always_or_never_speaks_is_right_on_half(task):
+    found = task.capability("dialogue").examples(40, 0)
+    mark, word = (next(i for i in range(task.vocab_size) if has == bool(task.openers[i])) for has in (True, False))
+    for said in (mark, word):
+        assert found.right(torch.full((40, 1), said)).float().mean() == 0.5
+    assert found.right(found.answer).all()
+    assert not found.right(torch.full((40, 1), task.vocab_size + 3)).any()  # a row of a padded embedding
+    assert found.chance == {"majority": 0.5}
 
 
 def test_no_dialogue_is_any_place_of_a_story_without_one_and_ending_its_end(task):
@@ -106,14 +119,17 @@ def test_no_dialogue_is_any_place_of_a_story_without_one_and_ending_its_end(task
     assert set(task.capability("ending").examples(40, 1).answer.flatten().tolist()) == {task.end}
 
 
-def test_a_counterfactual_ends_in_a_comma_after_which_nobody_speaks(task):
+def test_a_counterfactual_is_the_other_way_about(task):
     found = task.capability("dialogue").examples(20, 1)
     other = task.counterfactual("dialogue", found, 1)
     assert other.tokens.shape == found.tokens.shape
     assert torch.equal(other.answer_position, found.answer_position)
-    for row in other.tokens:
-        assert task.describe(row[:-1].tolist()).endswith(",")
-        assert '"' not in task.describe(row[-1:].tolist())
+    assert torch.equal(other.labels["dialogue"], 1 - found.labels["dialogue"])
+    for row, opens in zip(other.tokens, other.labels["dialogue"].tolist(), strict=True):
+        assert ('"' in task.describe(row[-1:].tolist())) == opens
+    score = task.capability("dialogue").examples(20, 1, "score")
+    for examples, test in ((found, 1), (score, 0)):  # of the same side
+        assert set(task.counterfactual("dialogue", examples, 1).labels["test"].tolist()) == {test}
 
 
 class TestWriting:
@@ -138,6 +154,10 @@ class TestWriting:
 
     def test_texts_are_judged_by_the_rule(self, task):
         assert task.shows("dialogue", ['He said, "Yes."', "He said yes.", 'A "']).tolist() == [1, 0, 0]
+        assert task.shows("no_dialogue", ['He said, "Yes."', "He said yes.", 'A "']).tolist() == [0, 1, 1]
+        score = task.judged("no_dialogue", ['He said, "Yes."', "He said yes.", 'A "'], 0)[0]
+        assert score.rate == pytest.approx(2 / 3)
+        assert score.low < score.rate < score.high
         assert "double quotes" in task.judged_by("dialogue")
         with pytest.raises(UserError, match="nothing tells which texts show 'ending'"):
             task.judged_by("ending")
@@ -175,6 +195,7 @@ def test_what_stories_do_not_have(task):
 
 
 def test_labels_are_read_off_the_text_once(task, monkeypatch):
+    task.having("train", "dialogue")
     monkeypatch.setattr("tinystories.task.RULES", {})
     kept = np.sort(np.concatenate([task.having("train", "dialogue"), task.having("train", "no_dialogue")]))
     assert np.array_equal(kept, np.arange(len(task.corpus.split("train"))))

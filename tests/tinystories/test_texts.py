@@ -11,6 +11,7 @@ from tinystories.features import RULES
 from tinystories.instructions import parse
 from tinystories.task import StoriesTask
 from tinystories.texts import kinds
+from workbench.errors import UserError
 from workbench.protocols import load_task
 
 
@@ -22,7 +23,8 @@ def task() -> StoriesTask:
 
 
 def test_the_kinds_whose_loss_is_told_apart():
-    assert kinds("dialogue") == kinds("no_dialogue") == ("dialogue", "no_dialogue")
+    assert kinds("dialogue") == ("dialogue", "no_dialogue")
+    assert kinds("no_dialogue") == ("no_dialogue", "dialogue")
     assert kinds("asked_dialogue") == ("asked_dialogue", "asked_no_dialogue", "adversarial_dialogue")
 
 
@@ -61,6 +63,8 @@ def test_openings_ask_for_it_and_say_where_the_text_begins(task):
         assert len(prompt) == begin
         assert "Dialogue" in parse(task.describe(prompt[1:].tolist())).instruction.features
         assert any(text.startswith(written) for text in task.corpus.texts("test"))
+    with pytest.raises(UserError, match="leaves room for 880 more in 900"):
+        task.openings("asked_dialogue", 10, 0, tokens=7, more=880)
     begun = task.openings("asked_dialogue", 10, 0, tokens=7, more=60)
     assert [len(p) - b for p, b in zip(begun.prompts, begun.begins, strict=True)] == [7] * 10
     assert set(task.openings("dialogue", 10, 0, 7, 60).begins) == {1}

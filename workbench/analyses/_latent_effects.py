@@ -118,7 +118,7 @@ def effects_of(source: Source, coder: Crosscoder, changes: Changes, examples: Ex
             with _given(base, source.site, new.to(base.device)):
                 logits = answer_logits(base, batch)
             nats = (goal.exp() * (goal - logits[:, 0].log_softmax(-1))).sum(-1)
-            parts[key].append((nats.cpu(), (logits.argmax(-1) == batch.answer).all(-1).cpu()))
+            parts[key].append((nats.cpu(), batch.right(logits.argmax(-1)).all(-1).cpu()))
     return {
         key: Effect(*(torch.cat(column).double().numpy() for column in zip(*found, strict=True)))
         for key, found in parts.items()

@@ -68,12 +68,15 @@ def behaviour(pair: Pair, settings: BehaviourSettings) -> Result:
     failures: list[dict[str, Any]] = []
     chance: list[dict[str, Any]] = []
     correct: dict[tuple[str, str, float], np.ndarray] = {}
+    texts_of = (n, n)
     for capability in dict.fromkeys([pair.capability, pair.tuned_on, *pair.aliases, *pair.others]):
         role = role_of(pair, capability)
         for share in shares(pair, capability):
             examples = draw(pair, capability, share, n)
             at = {"capability": capability, "role": role, "share": share}
             chance += [{**at, "kind": kind, "value": value} for kind, value in floors(pair, examples).items()]
+            if "story" in examples.labels and role == "pt":
+                texts_of = (n, len(set(examples.labels["story"].tolist())))
             for name, model in models.items():
                 right = correct[name, capability, share] = correct_answers(model, examples)
                 endpoints.append({"model": name, **at, **proportion_row(right)})
@@ -95,10 +98,19 @@ def behaviour(pair: Pair, settings: BehaviourSettings) -> Result:
         limits=(
             "Behaviour alone does not tell an ability that is hidden from one that is gone.",
             "An answer counts when it is the most likely token of the whole vocabulary; a model that hedges scores nothing.",
+            *_from_few(texts_of),
         ),
         provenance={"capability": pair.capability, "tuned_on": pair.tuned_on},
     )
     return replace(result, evidence=evidence(result))
+
+
+def _from_few(texts_of: tuple[int, int]) -> list[str]:
+    """A sentence where several prompts come from one text, which the intervals take for as many."""
+    n, texts = texts_of
+    if texts == n:
+        return []
+    return [f"{n} prompts come from {texts} stories, so that the intervals leave out how stories differ."]
 
 
 def _along_training(pair: Pair) -> pd.DataFrame:

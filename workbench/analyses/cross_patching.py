@@ -215,7 +215,7 @@ def _spots(pair: Pair, examples: Examples, most: int) -> dict[str, Tensor | None
 
 
 def _outcome(found: Answered, goals: Tensor, examples: Examples) -> Outcome:
-    right, alike = (found.given.eq(wanted).all(-1) for wanted in (examples.answer.cpu(), goals))
+    right, alike = examples.to("cpu").right(found.given).all(-1), found.given.eq(goals).all(-1)
     return Outcome(*(x.numpy().astype(np.float64) for x in (right, alike, found.loss, found.changed)))
 
 

@@ -170,7 +170,7 @@ def _prefilled(models: Mapping[str, PreTrainedModel], examples: Examples) -> dic
     batches = [examples[start : start + BATCH] for start in range(0, len(examples), BATCH)]
 
     def rest(model: PreTrainedModel, batch: Examples) -> Tensor:
-        right = answer_logits(model, batch).argmax(-1) == batch.answer
+        right = batch.right(answer_logits(model, batch).argmax(-1))
         return right.flip(1).cumprod(1).flip(1).cpu()
 
     found = {name: [rest(model, batch.to(model.device)) for batch in batches] for name, model in models.items()}

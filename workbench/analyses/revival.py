@@ -10,14 +10,14 @@ import pandas as pd
 
 from workbench.analysis import Settings, analysis
 from workbench.errors import UserError
-from workbench.measures import DRAWS, certain, correct_answers, derived, proportion, proportion_row
+from workbench.measures import DRAWS, certain, correct_answers, derived, floors, proportion, proportion_row
 from workbench.replicates import combine_bounds
 from workbench.results import Direction, Evidence, Metric, Result
 from workbench.statistics import Bound, Crossing, bootstrap_crossings, ratio, ratio_draws, steps_to
 from workbench.subjects import Pair, Trajectory
-from workbench.verdict import REVIVED_AT, ROOM, goal_of, judge_revival
+from workbench.verdict import REVIVED_AT, ROOM, goal_between, goal_of, judge_revival
 
-GIVEN = "A prompt does not determine its answer, so the goal is 95 % of the base's own accuracy, which is taken as known."
+GIVEN = "A prompt does not determine its answer, so the goal is 95 % of the way from chance to the base's accuracy, both taken as known."
 TAIL = 0.025
 """Share of draws beyond either end of a 95 % interval."""
 REVIVED, NEVER = "revived", "never_had_it"
@@ -89,8 +89,10 @@ def revival(pair: Pair, settings: RevivalSettings) -> Result:
     goal: list[Metric] = []
     if not pair.determined and arms:
         n = next(iter(arms.values())).correct.shape[1]
-        base = float(correct_answers(pair.base, pair.examples(pair.capability, n=n)).mean())
-        goal = [certain("goal", REVIVED_AT * base, n, "accuracy")]
+        examples = pair.examples(pair.capability, n=n)
+        chance = max(floors(pair, examples).values(), default=0.0)
+        base = float(correct_answers(pair.base, examples).mean())
+        goal = [certain("goal", goal_between(chance, base), n, "accuracy")]
         arms = {name: replace(arm, goal=goal[0].value) for name, arm in arms.items()}
     rows = [
         {"arm": arm.name, "step": int(step), **proportion_row(right)}

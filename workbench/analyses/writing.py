@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workbench.analyses._texts import Desk, TextSettings, check_room, interval_row, texture
+from workbench.analyses._texts import SHARE, Desk, Share, TextSettings, check_room, interval_row, texture
 from workbench.analysis import analysis
-from workbench.measures import derived, paired_change, proportion, proportion_row
+from workbench.measures import derived, mean_metric, other_texts, paired_change
 from workbench.protocols import WritingTask
 from workbench.results import Evidence, Metric, Result
 from workbench.subjects import Pair, Question
 from workbench.verdict import ROOM
 
+NATS = "nats per token"
 SHOWN = 12
 """Texts of each model that are kept to be read."""
 
@@ -39,7 +40,8 @@ def writing(pair: Pair, settings: WritingSettings) -> Result:
     All models go on from the same openings of test texts, none of which shows it yet, with the same random streams; where
     O_PT is asked for, from its instruction. `real` is how these texts go on themselves, within as many tokens. Loss:
     cross-entropy summed over all texts, over their tokens; on texts with it, without it, and, where an instruction asks, on
-    texts without it though asked for. `judges`: the same shares by every judge that there is, as counted and as they would
+    texts without it though asked for. `heeds_...`: by how much the latter raises the loss of the same texts, which is 0 for a
+    model that does not follow its instruction. `judges`: the same shares by every judge that there is, as counted and as they would
     be if it did not err. `texture`: length and repetition of the texts.
 
     Controls: the model that never had the ability, and the real texts.
@@ -56,20 +58,21 @@ def writing(pair: Pair, settings: WritingSettings) -> Result:
     losses: dict[tuple[str, str], tuple[float, np.ndarray]] = {
         (name, kind): desk.loss(model, kind) for name, model in models.items() for kind in desk.kinds
     }
-    shows = {name: task.shows(pt, of) for name, of in texts.items()}
-    rows = [{"model": name, **proportion_row(of)} for name, of in shows.items()]
+    shares = {name: desk.share(of) for name, of in texts.items()}
+    heeds = {name: desk.heeds(model) for name, model in models.items()}
+    rows = [{"model": name, **share.row} for name, share in shares.items()]
     judged = [
         {"model": name, "judge": s.judge, "value": s.rate, "low": s.low, "high": s.high, "corrected": s.corrected_rate}
         | {"corrected_low": s.corrected_low, "corrected_high": s.corrected_high, "n": s.n, "trust": s.trust}
-        for name, of in texts.items()
-        for s in task.judged(pt, of, pair.seed)
+        for name, share in shares.items()
+        for s in share.scores
     ]
     cost = [
-        {"model": name, "kind": kind, **interval_row(value, draws), "n": len(desk.kinds[kind]), "unit": "nats per token"}
+        {"model": name, "kind": kind, **interval_row(value, draws), "n": len(desk.kinds[kind]), "unit": NATS}
         for (name, kind), (value, draws) in losses.items()
     ]
     samples = [
-        {"model": name, "text": i, "written": of[i], "shows": int(shows[name][i])}
+        {"model": name, "text": i, "written": of[i], "shows": int(shares[name].shows[i])}
         for name, of in texts.items()
         for i in range(min(SHOWN, len(of)))
     ]
@@ -83,21 +86,47 @@ def writing(pair: Pair, settings: WritingSettings) -> Result:
             "samples": pd.DataFrame(samples),
         },
         headline=(
-            *(proportion(f"writes_{name}", of, pair.seed, "share of texts") for name, of in shows.items()),
-            paired_change("change", shows["tuned"], shows["base"], pair.seed),
+            *(share.metric(f"writes_{name}") for name, share in shares.items()),
+            _change(shares["tuned"], shares["base"], pair.seed),
             *(
-                derived(f"loss_{name}_{kind}", value, draws, len(desk.kinds[kind]), "nats per token")
+                mean_metric(f"heeds_{name}", of, other_texts(pair.seed, "heeds"), NATS)
+                for name, of in heeds.items()
+                if of is not None
+            ),
+            *(
+                derived(f"loss_{name}_{kind}", value, draws, len(desk.kinds[kind]), NATS)
                 for (name, kind), (value, draws) in losses.items()
             ),
         ),
         limits=(
             *desk.limits,
             *_disagreement(judged),
+            *_deaf(heeds["base"]),
             "What a model no longer writes of its own accord it may still write when asked: revival tells.",
         ),
         provenance={"capability": pt, "tuned_on": pair.tuned_on},
     )
     return replace(result, evidence=evidence(result))
+
+
+def _change(after: Share, before: Share, seed: int) -> Metric:
+    """Of the share, by what the texts from the same openings show."""
+    if not after.scores[0].trust:
+        return paired_change("change", after.shows, before.shows, seed)
+    return mean_metric("change", after.values - before.values, seed, SHARE)
+
+
+def _deaf(heeds: np.ndarray | None) -> list[str]:
+    """A sentence where the base does not follow instructions for sure: what edits of them do then says nothing."""
+    if heeds is None:
+        return []
+    mean, error = float(heeds.mean()), float(heeds.std(ddof=1)) / len(heeds) ** 0.5
+    if mean - 1.96 * error > 0:
+        return []
+    return [
+        f"Asked for what does not come, the base is no more surprised ({mean:+.4f} nats per token, standard error {error:.4f}): it does "
+        "not follow that instruction for sure, so that protocols which edit instructions can do no more than filter."
+    ]
 
 
 def _disagreement(judged: Sequence[Mapping[str, Any]]) -> list[str]:

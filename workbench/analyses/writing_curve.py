@@ -12,7 +12,6 @@ from pydantic import Field
 from workbench.analyses._checkpoints import checkpoints
 from workbench.analyses._texts import Desk, TextSettings, check_room
 from workbench.analysis import analysis
-from workbench.measures import proportion, proportion_row
 from workbench.models.checkpoints import load_model, pick_device
 from workbench.protocols import WritingTask
 from workbench.results import Evidence, Metric, Result
@@ -68,26 +67,26 @@ def writing_curve(pair: Pair, settings: WritingCurveSettings) -> Result:
         chosen = checkpoints(trajectory, settings.points, settings.steps, "writing_curve")
         for checkpoint in chosen:
             model = load_model(checkpoint.path, pick_device(pair.device))
-            shows = task.shows(pair.capability, desk.write(model))
+            share = desk.share(desk.write(model))
             where = {"training": training, "step": checkpoint.step}
-            rows.append({**where, **proportion_row(shows), "unit": "share of texts"})
+            rows.append({**where, **share.row})
             losses += [{**where, **desk.loss_row(model, kind)} for kind in desk.kinds]
             for end, at in (("first", chosen[0]), ("last", chosen[-1])):
                 if checkpoint is at:
-                    headline.append(proportion(f"{end}_{training}", shows, pair.seed, "share of texts"))
+                    headline.append(share.metric(f"{end}_{training}"))
     bounds = {
-        "base": task.shows(pair.capability, desk.write(pair.base)),
-        "real": task.shows(pair.capability, desk.openings.written),
+        "base": desk.share(desk.write(pair.base)),
+        "real": desk.share(desk.openings.written),
     }
     result = Result(
         name="writing_curve",
         tables={
             "table": pd.DataFrame(rows),
             "loss": pd.DataFrame(losses),
-            "bounds": pd.DataFrame([{"model": name, **proportion_row(shows)} for name, shows in bounds.items()]),
+            "bounds": pd.DataFrame([{"model": name, **share.row} for name, share in bounds.items()]),
             "bound_losses": pd.DataFrame([{"model": "base", **desk.loss_row(pair.base, kind)} for kind in desk.kinds]),
         },
-        headline=(*headline, *(proportion(f"writes_{name}", of, pair.seed, "share of texts") for name, of in bounds.items())),
+        headline=(*headline, *(share.metric(f"writes_{name}") for name, share in bounds.items())),
         limits=(*desk.limits, "What happens between two checkpoints is not seen."),
         provenance={"capability": pair.capability, "tuned_on": pair.tuned_on},
     )

@@ -71,7 +71,7 @@ def answer_logits(model: PreTrainedModel, examples: Examples) -> Float[Tensor, "
 
 def accuracy(model: PreTrainedModel, examples: Examples) -> Float[Tensor, " n"]:
     """1.0 where the most likely token of the whole vocabulary is right at every token of the answer."""
-    return (answer_logits(model, examples).argmax(-1) == examples.answer).all(-1).float()
+    return examples.right(answer_logits(model, examples).argmax(-1)).all(-1).float()
 
 
 def nll(model: PreTrainedModel, examples: Examples) -> Float[Tensor, " n"]:

@@ -114,7 +114,7 @@ def _trace(model: PreTrainedModel, batch: Examples) -> _Trace:
 def _outcome(logits: Float[Tensor, "units n k vocab"], batch: Examples) -> Outcome:
     answer = batch.answer.expand(*logits.shape[:-1])
     loss = logits.logsumexp(-1) - logits.gather(-1, answer[..., None]).squeeze(-1)
-    right = (logits.argmax(-1) == answer).all(-1)
+    right = batch.right(logits.argmax(-1)).all(-1)
     return torch.stack([loss.double().sum((1, 2)), right.double().sum(1)], dim=1)
 
 

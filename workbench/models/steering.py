@@ -83,7 +83,7 @@ def steered(model: PreTrainedModel, examples: Examples, edits: Sequence[Edit]) -
             batch = examples[rows].to(model.device)
             run = runner(model, batch, int(position))
             for index, edit in enumerate(edits):
-                found[index, rows] = (run(edit).argmax(-1) == batch.answer).all(-1).float().cpu()
+                found[index, rows] = batch.right(run(edit).argmax(-1)).all(-1).float().cpu()
     return found
 
 

@@ -84,7 +84,7 @@ def outcomes(model: PreTrainedModel, examples: Examples, batch_size: int = 128) 
         batch = examples[start : start + batch_size].to(model.device)
         logits = answer_logits(model, batch)
         losses.append(nn.functional.cross_entropy(logits.transpose(1, 2), batch.answer, reduction="none").sum(-1).cpu())
-        right.append((logits.argmax(-1) == batch.answer).all(-1).cpu())
+        right.append(batch.right(logits.argmax(-1)).all(-1).cpu())
     return Outcomes(torch.cat(losses).double().numpy(), torch.cat(right).double().numpy())
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -71,6 +71,7 @@ class _Builder:
         self.stages: dict[str, Stage] = {}
         self.lost = {unrestricted(spec.revive.capability)} if spec.revive and spec.revived else set[str]()
         self.asked: dict[str, frozenset[str]] = {}
+        self.drawn = set[str]()
         self.model = spec.model
         if spec.model.kind == "checkpoint":
             try:
@@ -123,7 +124,7 @@ class _Builder:
         if refused := self.asked.get(NEVER, frozenset[str]()) & self.lost:
             raise UserError(
                 f"pretrain.{NEVER}: its data ask for {min(refused)!r}, which a model of this name must never be asked; "
-                "give it an operand_prior without that operand"
+                "change what it is trained on (operand_prior, without)"
             )
         for name, tuned_spec in spec.finetune.items():
             yield self.pair(name, tuned_spec, seed, pretrained)
@@ -184,13 +185,16 @@ class _Builder:
         try:
             for share in (0.0, 1.0):
                 self.task.capability(kept, correlation.at(share) if correlation else None)
+            asked = Question(name, 0, self.task, kept, tuned.capability, correlation)
+            for capability in dict.fromkeys((kept, tuned.capability, *asked.others)):
+                self.enough(capability)
         except UserError as error:
             raise UserError(f"finetune.{name}: {error}") from error
         may_lose = kept != tuned.capability or name in self.spec.revived
         if may_lose and unrestricted(kept) not in self.asked[base]:
             raise UserError(
                 f"pretrain.{base}: its data never ask for {kept!r}, which {name} may lose; "
-                "give its operand a share of the operand_prior"
+                "change what it is trained on (operand_prior, without)"
             )
         # Without a correlation a new ability is taught, which is a study of its own; a shortcut needs one that is asked for.
         if (
@@ -200,8 +204,15 @@ class _Builder:
         ):
             raise UserError(
                 f"pretrain.{tuned.start}: its data never ask for {tuned.capability!r}, which {name} trains with a correlation; "
-                "give its operand a share of the operand_prior"
+                "change what it is trained on (operand_prior, without)"
             )
+
+    def enough(self, capability: str) -> None:
+        """Ask a task of finitely many texts, which has a method `check_examples`, whether it has enough of a capability."""
+        check: Callable[[str, int], None] | None = getattr(self.task, "check_examples", None)
+        if check is not None and capability not in self.drawn:
+            check(capability, max(self.spec.evaluation.examples, self.spec.evaluation.final_examples))
+            self.drawn.add(capability)
 
     def arms(
         self, name: str, seed: int, tuned_lr: float, tuned: Stage, never: Stage | None, correlation: Correlation | None

@@ -15,9 +15,9 @@ from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 
-def rms_norm(norm: LlamaRMSNorm, x: Tensor) -> Tensor:
+def rms_norm(self: LlamaRMSNorm, hidden_states: Tensor) -> Tensor:
     """`LlamaRMSNorm.forward` in one call."""
-    return F.rms_norm(x, (x.shape[-1],), norm.weight, norm.variance_epsilon)
+    return F.rms_norm(hidden_states, (hidden_states.shape[-1],), self.weight, self.variance_epsilon)
 
 
 @contextmanager
