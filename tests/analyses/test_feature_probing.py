@@ -91,7 +91,7 @@ class PlantedTask:
     def _none(self, *_: Any) -> Any:
         raise NotImplementedError
 
-    capability = begin = openings = marks = shows = judged_by = judged = kinds = _none
+    capability = begin = without_instruction = rules = openings = marks = shows = judged_by = judged = kinds = _none
 
 
 @pytest.fixture(scope="module")

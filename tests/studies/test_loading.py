@@ -17,7 +17,13 @@ from workbench.studies.loading import apply_override, load_study, number_or, par
 from workbench.studies.plan import plan
 
 HUB = "roneneldan/TinyStories"
-OFFLINE = {"corpus": "sample", "tokenizer": 1024}
+OFFLINE = [
+    "task.corpus=sample",
+    "task.tokenizer=1024",
+    "evaluation.examples=16",
+    "evaluation.final_examples=16",
+]
+"""A preset of the whole hub data set, with the few stories of the sample instead."""
 
 
 @pytest.fixture
@@ -34,7 +40,7 @@ def test_a_preset_loads_and_expands(name):
     assert spec.study == name
     assert spec.note
     if spec.task.get("corpus") == HUB:
-        spec = load_study(name, [f"task.{key}={value}" for key, value in OFFLINE.items()], seeds=[0])
+        spec = load_study(name, OFFLINE, seeds=[0])
     assert plan(spec).stages
 
 
@@ -53,7 +59,7 @@ def test_a_preset_of_all_tinystories_has_its_size_and_the_papers_updates_and_arm
         assert factors == pytest.approx([0.001, 0.999, 1.0, 0.0], abs=1e-6)
     assert sorted(t.lr for t in spec.finetune.values()) == [1e-5, 1e-4]
     assert {t.schedule.factor(step, t.steps) for t in trained[2:] for step in (0, t.steps - 1)} == {1.0}
-    planned = plan(load_study(name, [f"task.{key}={value}" for key, value in OFFLINE.items()]))
+    planned = plan(load_study(name, OFFLINE))
     assert [set(pair.analyses) for pair in planned.pairs] == [{"behaviour", "revival", "writing"}] * 2
     arms = {"revived", "never_had_it", "scratch", "irrelevant"}
     assert [set(pair.arms) for pair in planned.pairs] == [
