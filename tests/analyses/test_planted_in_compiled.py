@@ -151,6 +151,7 @@ def test_the_wrapper_does_what_it_was_made_for(planted):
     assert evaluate(pair.base, texts).mean() == 1
 
 
+@pytest.mark.slow
 def test_the_swap_of_the_planted_mlp_gives_the_base_the_answers_of_the_tuned_model(planted):
     _, pair = planted
     result = cross_patching(pair, places=2, n=100)
@@ -164,6 +165,7 @@ def test_the_swap_of_the_planted_mlp_gives_the_base_the_answers_of_the_tuned_mod
     assert "a control's does as much" in line.text  # what writes nothing there does as well as the base's own
 
 
+@pytest.mark.slow
 def test_the_mask_holds_planted_neurons_alone(planted):
     name, pair = planted
     result = component_mask(pair, goals=["breaks"], penalties=[0.03, 0.1], score_examples=256)
@@ -186,6 +188,7 @@ def test_the_weights_changed_where_it_was_planted_and_nowhere_else(planted):
     assert ranks.item() == pytest.approx(1) if name == "silenced" else ranks.item() > 3
 
 
+@pytest.mark.slow
 def test_one_vector_and_one_neuron_take_back_what_is_constant(planted):
     """A shift is not: the neurons of the program that tell one count from the next undo as much of it as the planted ones."""
     name, pair = planted
