@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from tinystories.judging import measure, score
 from tinystories.task import StoriesTask
-from workbench.analyses._texts import Share, texture
+from workbench.analyses._texts import Desk, Share, TextSettings, texture
 from workbench.analyses.writing import WritingSettings, _change, _deaf, _disagreement, writing
 from workbench.errors import UserError
 from workbench.figures import alt, figure, has_builder
@@ -277,3 +277,12 @@ class TestAJudgeThatErrs:
         assert (metric.value, metric.unit) == (share.row["value"], "share of texts")
         assert np.mean(metric.draws) == pytest.approx(true, abs=0.02)
         assert _change(share, replace(share, shows=np.zeros(100)), 0).value == pytest.approx(0.4 / 0.7)
+
+
+def test_the_interval_of_a_loss_resamples_texts_with_their_tokens(pair, monkeypatch):
+    desk = Desk(pair.task, "dialogue", TextSettings(**SMALL), 0)
+    tokens = np.arange(1.0, 17.0)
+    monkeypatch.setattr(Desk, "costs", lambda self, model, kind: (2 * tokens, tokens))  # two nats each, whatever the length
+    value, draws = desk.loss(pair.base, "dialogue")
+    assert value == 2
+    assert draws == pytest.approx(2)

@@ -325,8 +325,8 @@ def test_where_labels_and_text_differ_both_must_agree_on_what_is_asked(tmp_path,
     asked = made.having("test", "asked_dialogue").tolist()
     assert all("Dialogue" in stories[i]["features"] and RULES["Dialogue"].of(stories[i]["text"]) for i in asked)
     assert len(asked) < len(made.having("test", "dialogue"))
-    whole = made.whole("asked_dialogue", 50, 0)
-    assert whole.labels["Dialogue"].all()
+    whole = made.whole("dialogue", 50, 0)
+    assert whole.labels["Dialogue"].all()  # the exact rule stands, whatever the labels say
     refusing = load_protocol("refuse", made, {"capability": "asked_no_dialogue"}, 16, 0)
     for step in range(4):
         batch = refusing.batch(step)

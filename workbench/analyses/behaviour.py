@@ -255,6 +255,8 @@ def evidence(result: Result) -> tuple[Evidence, ...]:
     told = f"{ft}: {before.value:.2f} before, {after.value:.2f} after{where} (without the ability up to {floor:.2f})"
     if best - floor < ROOM:
         trained = line("tuned_ft", "uninformative", ft, f"{told}; a model without the ability scores almost as well.")
+    elif "ceiling_ft" in found:
+        trained = line("tuned_ft", "neutral", ft, f"{told}; what a perfect model would score is not known.")
     elif before.low >= level:
         trained = line("tuned_ft", "neutral", ft, f"{told}; it was there already.")
     elif after.low >= level and before.high < level:

@@ -155,7 +155,7 @@ METRICS: Mapping[str, str] = {
     "ratio": "steps against never had it",
     "told_apart_tuned": "prompts told apart when fine-tuned (logits)",
     "tuned_concentration_pt": "share of the divergence at the answer",
-    "tuned_ft": "accuracy where the shortcut fails",
+    "tuned_ft": "accuracy after fine-tuning",
     "restores": "share of the loss restored",
     "restores_change": "change of accuracy by one component",
     "restores_over_control": "ahead of the control",
