@@ -177,6 +177,7 @@ def test_the_mask_holds_planted_neurons_alone(planted):
     assert set(taken["index"]) == {INHIBITOR} if name == "silenced" else set(taken["index"]) <= set(range(COUNTS))
 
 
+@pytest.mark.slow
 def test_the_weights_changed_where_it_was_planted_and_nowhere_else(planted):
     name, pair = planted
     table = weights(pair).tables["table"]
@@ -211,6 +212,7 @@ def test_all_of_the_changed_answer_is_written_by_the_planted_mlp(planted):
     assert result.metric("explained").value == pytest.approx(1, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_where_the_answer_is_carried_a_constant_changes_nothing(planted):
     name, pair = planted
     result = patching(pair)

@@ -127,7 +127,7 @@ def test_what_cannot_write_is_refused_by_its_name():
         writing_curve.check({}, Question("x", 0, task, "count_a", "count_b", None), 2)
 
 
-@pytest.mark.parametrize("seeds", [1, 2])
+@pytest.mark.parametrize("seeds", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_the_figure_has_a_column_per_training_and_a_row_per_kind(pair, result, seeds):
     given = pool([result, writing_curve(replace(pair, seed=1), steps=(0, 7, 10), **SMALL)][:seeds])
     fig = figure(given)

@@ -70,7 +70,9 @@ def charts(at):
 
 
 @pytest.mark.parametrize("page", PAGES)
-@pytest.mark.parametrize("store", ["empty", "one", "damaged", "full"])
+@pytest.mark.parametrize(
+    "store", ["empty", *(pytest.param(name, marks=pytest.mark.slow) for name in ("one", "damaged")), "full"]
+)
 def test_every_page_shows_every_store(open_page, store, page):
     at = open_page(store, page)
     assert not at.exception
@@ -233,7 +235,9 @@ def test_a_result_of_some_seeds_only_says_which_are_missing(open_page, stores):
     assert not at.warning
 
 
-@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize(
+    "group", [pytest.param(name, marks=[pytest.mark.slow] if number else []) for number, name in enumerate(GROUPS)]
+)
 def test_the_page_of_a_group_says_how_to_run_what_is_not_done(open_page, stores, group):
     at = open_page("full", group, pair="learned")
     assert not at.exception

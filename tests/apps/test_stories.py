@@ -203,6 +203,7 @@ def test_a_bad_prompt_is_a_sentence_and_the_curves_stay(open_page):
     assert not at.error
 
 
+@pytest.mark.slow
 def test_scores_are_made_when_asked_for_and_go_when_the_prompt_does(open_page, monkeypatch):
     from apps.dashboard.writing import Share
 
