@@ -2,16 +2,15 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import calling
 import pytest
 from studies.tiny import TINY, run_once
 
-from workbench.cli import main
 from workbench.runs import Store
 from workbench.studies.handle import Study
 
@@ -66,14 +65,6 @@ def cli(
         monkeypatch.setenv("WORKBENCH_HOME", str(whole.store.root))
 
     def call(*words: str | Path) -> Said:
-        monkeypatch.setattr(sys, "argv", ["workbench", *map(str, words)])
-        capsys.readouterr()
-        try:
-            main()
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-        said = capsys.readouterr()
-        return Said(code, said.out, said.err)
+        return Said(*calling.call(monkeypatch, capsys, *words))
 
     return call

@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from importlib.metadata import EntryPoint
 
+import calling
 import pytest
 import typer
 
 import workbench.cli.contributed as contributed
-from workbench.cli import main
 
 sang: list[str] = []
 app = typer.Typer(help="Songs of another package.", no_args_is_help=True)
@@ -33,15 +33,7 @@ def call(monkeypatch, capsys):
     def run(points, *words):
         made = [EntryPoint(name, value, contributed.GROUP) for name, value in points.items()]
         monkeypatch.setattr(contributed, "entry_points", lambda group: made if group == contributed.GROUP else [])
-        monkeypatch.setattr(sys, "argv", ["workbench", *words])
-        capsys.readouterr()
-        try:
-            main()
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-        said = capsys.readouterr()
-        return code, said.out, said.err
+        return calling.call(monkeypatch, capsys, *words)
 
     return run
 

@@ -5,12 +5,12 @@ import subprocess
 import sys
 from importlib.metadata import EntryPoint
 
+import calling
 import pytest
 
 from tinystories.corpus import load_corpus
 from tinystories.features import labels
 from tinystories.instructions import parse
-from workbench.cli import main
 from workbench.statistics import wilson
 
 
@@ -21,15 +21,7 @@ def cli(monkeypatch, capsys):
     monkeypatch.setattr("workbench.cli.contributed.entry_points", lambda group: [point])
 
     def call(*words):
-        monkeypatch.setattr(sys, "argv", ["workbench", "stories", *map(str, words)])
-        capsys.readouterr()
-        try:
-            main()
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-        said = capsys.readouterr()
-        return code, said.out, said.err
+        return calling.call(monkeypatch, capsys, "stories", *words)
 
     return call
 
