@@ -381,3 +381,10 @@ def test_stories_know_their_features_and_what_gives_them_away():
     stories = task.whole(None, 10_000, 0)
     assert len(stories) == len(task.corpus.split("test"))
     assert 0 < int(stories.labels["Dialogue"].sum()) < len(stories)
+
+
+def test_a_result_without_rows_draws_that_nothing_was_measured(result):
+    bare = replace(result, tables={name: table.iloc[:0] for name, table in result.tables.items()})
+    fig = figure(bare)
+    assert not fig.data
+    assert "nothing was measured" in str(fig.layout.title.subtitle.text or fig.layout.title.text)

@@ -286,3 +286,10 @@ def test_the_interval_of_a_loss_resamples_texts_with_their_tokens(pair, monkeypa
     value, draws = desk.loss(pair.base, "dialogue")
     assert value == 2
     assert draws == pytest.approx(2)
+
+
+def test_a_result_without_rows_draws_that_nothing_was_measured(result):
+    bare = replace(result, tables={name: table.iloc[:0] for name, table in result.tables.items()})
+    fig = figure(bare)
+    assert not fig.data
+    assert "nothing was measured" in str(fig.layout.title.subtitle.text or fig.layout.title.text)

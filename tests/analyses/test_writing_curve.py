@@ -144,3 +144,10 @@ def test_nothing_is_left_changed(pair):
     before = copy.deepcopy(pair.base.state_dict())
     writing_curve(pair, points=2, **SMALL)
     assert all(torch.equal(before[k], v) for k, v in pair.base.state_dict().items())
+
+
+def test_a_result_without_rows_draws_that_nothing_was_measured(result):
+    bare = replace(result, tables={name: table.iloc[:0] for name, table in result.tables.items()})
+    fig = figure(bare)
+    assert not fig.data
+    assert "nothing was measured" in str(fig.layout.title.subtitle.text or fig.layout.title.text)

@@ -12,7 +12,7 @@ from plotly.subplots import make_subplots
 from workbench.figures import words
 from workbench.figures.marks import band, curve
 from workbench.figures.tables import distinct, keep, select, values
-from workbench.figures.theme import GREY, finish, style
+from workbench.figures.theme import GREY, finish, nothing, style
 from workbench.results import Result
 
 MODELS = ("never_had_it", "untrained", "base", "tuned", "revived")
@@ -28,6 +28,8 @@ NO_HINT = "<br>no hint in the last tokens"
 def figure(result: Result) -> go.Figure:
     """AUROC by residual point; the pair's own feature also on the texts whose last tokens do not give it away."""
     table = select(result.table, measure="AUROC")
+    if table.empty:
+        return nothing("Which features can be read from whole texts?")
     panels = _panels(table)
     columns = min(COLUMNS, len(panels))
     rows = -(-len(panels) // columns)

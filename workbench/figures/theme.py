@@ -164,3 +164,8 @@ def finish(fig: go.Figure, title: str, subtitle: str, *, height: int = 460, top:
     )
     fig.update_yaxes(title_standoff=16)
     return fig.update_annotations(font_size=12)
+
+
+def nothing(title: str) -> go.Figure:
+    """A figure that says that there is nothing to draw."""
+    return finish(go.Figure(), title, "nothing was measured")

@@ -10,7 +10,7 @@ from plotly.subplots import make_subplots
 from workbench.figures import words
 from workbench.figures.marks import accuracy_axis, whiskers
 from workbench.figures.tables import distinct, select, values
-from workbench.figures.theme import finish, style
+from workbench.figures.theme import finish, nothing, style
 from workbench.results import Result
 
 ORDER = ("never_had_it", "real", "base", "tuned", "revived")
@@ -21,6 +21,8 @@ REAL = "real texts"
 def figure(result: Result) -> go.Figure:
     """Left: how often each model shows it in its own texts. Right: what real texts with and without it cost."""
     table, loss = result.tables["table"], result.tables["loss"]
+    if table.empty or loss.empty:
+        return nothing("What the models write of their own accord")
     kinds = [str(kind) for kind in distinct(loss, "kind")]
     pt, _ = words.subject(result)
     fig = make_subplots(

@@ -10,7 +10,7 @@ from plotly.subplots import make_subplots
 from workbench.figures import words
 from workbench.figures.marks import accuracy_axis, curve, level, step_axis
 from workbench.figures.tables import distinct, largest, select, values
-from workbench.figures.theme import finish
+from workbench.figures.theme import finish, nothing
 from workbench.results import Result
 
 COLUMNS = {"fine-tuning": ("finetune",), "reverse fine-tuning": ("never_had_it", "revived")}
@@ -25,6 +25,8 @@ LOOKS = {
 def figure(result: Result) -> go.Figure:
     """Share of written texts that show it, then the loss on each kind of real text, over training steps."""
     table, loss = result.tables["table"], result.tables["loss"]
+    if table.empty or loss.empty:
+        return nothing("Writing along training")
     kinds = [str(kind) for kind in distinct(loss, "kind")]
     there = set(distinct(table, "training"))
     columns = [name for name, of in COLUMNS.items() if there & set(of)]
