@@ -1,7 +1,8 @@
 """What there is to run: analyses, curvature instruments and labs, found by looking at files; listing them imports nothing.
 
-A registered module `<package>/<name>.py` defines a function of its own name, decorated with `@analysis(...)`. The
-first line of its docstring is its summary; the arguments of the decorator are its facts, literals all but `check`.
+A registered module `<package>/<name>.py` defines a function of its own name, decorated with `@analysis(...)`; beside it may lie
+modules that define none. The first line of the docstring is its summary; the arguments of the decorator are its facts, literals
+all but `check`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ GROUPS = {
     "directions": "Directions: is the change one offset of the residual stream?",
     "weights": "Weights: how much changed, where, and of what rank",
     "representations": "Representations: how far the models' activations moved apart",
+    "curvature": "Curvature: the loss around the models, its sharp and its flat directions",
 }
 """Groups of analyses in the order of their pages, and what each is about."""
 
@@ -57,14 +59,16 @@ class Entry:
 
 @dataclass(frozen=True)
 class Registry:
-    """The registered functions of one package."""
+    """The registered functions of some packages."""
 
-    package: str
+    packages: tuple[str, ...]
     noun: str
+    decorator: str = "analysis"
+    """What declares such a function."""
 
     def entries(self) -> dict[str, Entry]:
         """All entries by name."""
-        return _scan(self.package)
+        return _scan(self.packages, self.decorator)
 
     def names(self) -> tuple[str, ...]:
         """All names, sorted."""
@@ -81,22 +85,23 @@ class Registry:
         return self.entries()[name]
 
 
-analyses = Registry("workbench.analyses", "analysis")
+analyses = Registry(("workbench.analyses", "workbench.curvature"), "analysis")
 
 
 @cache
-def _scan(package: str) -> dict[str, Entry]:
-    folder = _ROOT.joinpath(*package.split(".")[1:])
-    found = (_describe(path, package) for path in sorted(folder.glob("*.py")) if not path.stem.startswith("_"))
+def _scan(packages: tuple[str, ...], decorator: str) -> dict[str, Entry]:
+    files = [(path, p) for p in packages for path in _ROOT.joinpath(*p.split(".")[1:]).glob("*.py")]
+    files.sort(key=lambda file: file[0].stem)
+    found = (_describe(path, package, decorator) for path, package in files if not path.stem.startswith("_"))
     return {entry.name: entry for entry in found if entry}
 
 
-def _describe(path: Path, package: str) -> Entry | None:
+def _describe(path: Path, package: str, decorator: str) -> Entry | None:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and node.name == path.stem:
             for call in node.decorator_list:
-                if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "analysis":
+                if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == decorator:
                     facts = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg and k.arg != "check"}
                     return Entry(
                         name=path.stem,

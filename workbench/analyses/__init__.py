@@ -8,7 +8,7 @@ from importlib import import_module
 from workbench.registry import analyses as _registry
 
 # `import_module` binds the submodule; the function of the same name is what callers mean.
-for _name in _registry.names():
-    globals()[_name] = getattr(import_module(f"{__name__}.{_name}"), _name)
+for _name, _entry in _registry.entries().items():
+    globals()[_name] = getattr(import_module(_entry.module), _name)
 
 __all__ = list(_registry.names())  # pyright: ignore[reportUnsupportedDunderAll]

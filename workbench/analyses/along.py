@@ -8,8 +8,8 @@ from typing import Any, Literal, cast
 import pandas as pd
 from pydantic import Field
 
-from workbench.analyses._checkpoints import checkpoints
 from workbench.analysis import Analysis, Settings, analysis
+from workbench.checkpoint_choice import checkpoints
 from workbench.errors import UserError
 from workbench.registry import analyses
 from workbench.results import Evidence, Result

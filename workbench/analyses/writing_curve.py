@@ -9,9 +9,9 @@ from typing import Any
 import pandas as pd
 from pydantic import Field
 
-from workbench.analyses._checkpoints import checkpoints
 from workbench.analyses._texts import Desk, TextSettings, check_room
 from workbench.analysis import analysis
+from workbench.checkpoint_choice import checkpoints
 from workbench.models.checkpoints import load_model, pick_device
 from workbench.protocols import WritingTask
 from workbench.results import Evidence, Metric, Result

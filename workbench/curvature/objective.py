@@ -1,0 +1,227 @@
+"""The loss as a function of a model's parameters: which model, which data, which loss, in which precision.
+
+The model itself is never touched: all work is done on a copy in evaluation mode, in math attention (the only one that
+has a second derivative on every device).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import PreTrainedModel
+
+from workbench.errors import UserError
+from workbench.examples import Examples
+from workbench.models.forward import answer_tokens, logits_where
+
+Criterion = Literal["cross_entropy", "squared_error"]
+DOUBLE_BELOW = 200_000
+"""Parameters below which everything is done in double precision; above, float32 (products are then good to about 1e-7)."""
+TOKENS = 16_384
+"""Tokens of one part at most, where the caller does not say: a part's graph is held between products."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What the module is called with, and what is right: class ids `[m]`, or values `[m, v]` for a squared error."""
+
+    inputs: Any
+    targets: Tensor
+
+
+class Objective:
+    """Mean loss over all rows of all parts, as a function of one flat vector of parameters.
+
+    Frozen parameters are left out, tied ones count once, unused ones have derivative 0. Order: `named_parameters()`, row-major.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        parts: Iterable[Part],
+        criterion: Criterion = "cross_entropy",
+        *,
+        parameters: Sequence[str] | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """A copy of the module is taken.
+
+        Args:
+            module: called with a part's inputs it gives outputs `[m, v]`.
+            parts: at least one; rows of all parts weigh the same.
+            criterion: softmax cross-entropy in nats, or the squared error summed over a row's outputs.
+            parameters: names, or beginnings of names up to a dot, of what is to vary; all that are not frozen when None.
+            dtype: double below 200,000 parameters, else float32, when None.
+
+        Raises:
+            UserError: no parts, no such parameter, nothing that varies, or a loss that is not finite.
+        """
+        self.parts = tuple(parts)
+        if not self.parts or not sum(len(part.targets) for part in self.parts):
+            raise UserError("a loss needs data, and there are 0 rows; give at least one example.")
+        self.criterion: Criterion = criterion
+        self.notes = _randomness(module)
+        self.module = copy.deepcopy(module).eval()
+        for parameter in self.module.parameters():
+            parameter.grad = None
+        free = {name: p for name, p in self.module.named_parameters() if p.requires_grad and p.is_floating_point()}
+        chosen = _chosen(free, parameters)
+        self.size = sum(free[name].numel() for name in chosen)
+        self.dtype = dtype or (torch.float64 if self.size < DOUBLE_BELOW else torch.float32)
+        self.module.to(self.dtype)
+        self.parameters = {name: p for name, p in self.module.named_parameters() if name in set(chosen)}
+        for name, p in self.module.named_parameters():
+            p.requires_grad_(name in self.parameters)
+        self.device = next(iter(self.parameters.values())).device
+        self.rows = sum(len(part.targets) for part in self.parts)
+        loss = self.loss()
+        if not math.isfinite(loss):
+            raise UserError(f"the loss of this model on these data is {loss}; it has no curvature. Check the weights.")
+
+    @contextmanager
+    def differentiable(self) -> Generator[None]:
+        """Where attention can be differentiated twice."""
+        with sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
+            yield
+
+    def outputs(self, part: Part) -> Float[Tensor, "m v"]:
+        """What the module says; call it inside `differentiable`."""
+        return self.module(part.inputs)
+
+    def total(self, outputs: Float[Tensor, "m v"], part: Part) -> Float[Tensor, ""]:
+        """A part's share of the mean loss."""
+        if self.criterion == "cross_entropy":
+            return F.cross_entropy(outputs, part.targets, reduction="sum") / self.rows
+        return (outputs - part.targets.to(outputs.dtype)).square().sum() / self.rows
+
+    @torch.no_grad()
+    def loss(self) -> float:
+        """The mean loss (nats, or squared error)."""
+        return float(sum(self.total(self.outputs(part), part).double() for part in self.parts))
+
+    def gradient(self) -> Float[Tensor, " n"]:
+        """Its gradient, flat."""
+        total = torch.zeros(self.size, dtype=self.dtype, device=self.device)
+        with self.differentiable():
+            for part in self.parts:
+                total += self.flat(self.slopes(self.total(self.outputs(part), part)))
+        return total
+
+    def slopes(self, value: Tensor, **how: Any) -> tuple[Tensor, ...]:
+        """Derivatives with respect to the parameters; zeros for those that play no part."""
+        return torch.autograd.grad(value, tuple(self.parameters.values()), materialize_grads=True, **how)
+
+    def flat(self, per_parameter: Sequence[Tensor], many: bool = False) -> Tensor:
+        """`[n]` from one tensor per parameter; `[k, n]` where each has a leading dimension."""
+        if many:
+            return torch.cat([x.reshape(len(x), -1) for x in per_parameter], dim=1)
+        return torch.cat([x.reshape(-1) for x in per_parameter])
+
+    def split(self, vector: Float[Tensor, "*k n"]) -> tuple[Tensor, ...]:
+        """One tensor of the parameter's shape each, behind any leading dimensions."""
+        sizes = [p.numel() for p in self.parameters.values()]
+        pieces = vector.split(sizes, dim=-1)
+        return tuple(x.reshape(*vector.shape[:-1], *p.shape) for x, p in zip(pieces, self.parameters.values(), strict=True))
+
+    def vector(self) -> Float[Tensor, " n"]:
+        """The parameters, flat (a copy)."""
+        return self.flat([p.detach() for p in self.parameters.values()]).clone()
+
+    @torch.no_grad()
+    def put(self, vector: Float[Tensor, " n"]) -> None:
+        """Move to other parameters; products that were made before belong to the old ones."""
+        for p, new in zip(self.parameters.values(), self.split(vector), strict=True):
+            p.copy_(new)
+
+    def where(self, *names: str) -> Int[Tensor, " d"]:
+        """Places in the flat vector of parameters with these names, or whose names begin with them up to a dot."""
+        wanted = set(_chosen(self.parameters, names))
+        found, start = list[Tensor](), 0
+        for name, p in self.parameters.items():
+            if name in wanted:
+                found.append(torch.arange(start, start + p.numel(), device=self.device))
+            start += p.numel()
+        return torch.cat(found)
+
+
+def _chosen(free: dict[str, nn.Parameter], wanted: Sequence[str] | None) -> list[str]:
+    if wanted is None:
+        if not free:
+            raise UserError("every parameter of the model is frozen, so that there is nothing to vary; unfreeze some.")
+        return list(free)
+    found = {w: [name for name in free if name == w or name.startswith(w + ".")] for w in wanted}
+    for w, names in found.items():
+        if not names:
+            raise UserError(f"no parameter that may vary is called {w!r} or begins with it; there are {', '.join(free)}.")
+    every = {name for names in found.values() for name in names}
+    return [name for name in free if name in every]
+
+
+def _randomness(module: nn.Module) -> tuple[str, ...]:
+    """What was switched off so that two calls give the same."""
+    drops = [m for m in module.modules() if isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0]  # pyright: ignore
+    if drops and module.training:
+        return (f"The model was in training mode with dropout ({len(drops)} layers); its curvature is that without.",)
+    return ()
+
+
+class _Predictions(nn.Module):
+    """A causal language model as a function from examples to logits at the places that the loss is on."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, shown: tuple[Examples, Any]) -> Float[Tensor, "m vocab"]:
+        examples, at = shown
+        logits = logits_where(self.model, examples, at)
+        return logits.reshape(-1, logits.shape[-1])
+
+
+def of_model(
+    model: PreTrainedModel,
+    examples: Examples,
+    on: Literal["answers", "text"] = "answers",
+    *,
+    parameters: Sequence[str] | None = None,
+    tokens: int = TOKENS,
+    dtype: torch.dtype | None = None,
+) -> Objective:
+    """The mean cross-entropy (nats) of a language model: of the answers' tokens, or of all tokens that training had as targets.
+
+    Args:
+        model: a causal language model; it is copied.
+        examples: the data; more tokens than `tokens` are held in several parts.
+        on: what the loss is on.
+        parameters: as in `Objective`, by the model's own names.
+        tokens: of one part at most.
+        dtype: as in `Objective`.
+
+    Raises:
+        UserError: as `Objective`; `text` of examples whose answers stand outside the sequence.
+    """
+    rows = max(1, tokens // examples.tokens.shape[1])
+    parts: list[Part] = []
+    for start in range(0, len(examples), rows):
+        some = examples[start : start + rows].to(model.device)
+        if on == "answers":
+            positions = answer_tokens(some) - 1
+            at = (torch.arange(len(some), device=model.device)[:, None].expand_as(positions), positions)
+            parts.append(Part((some, at), some.answer.reshape(-1)))
+        else:
+            mask = some.loss_mask[:, 1:]
+            parts.append(Part((some, mask), some.tokens[:, 1:][mask]))
+    names = None if parameters is None else [f"model.{name}" for name in parameters]
+    made = _Predictions(model)
+    made.train(model.training)  # a wrapper must not change what it wraps
+    return Objective(made, parts, parameters=names, dtype=dtype)
