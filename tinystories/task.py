@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from tinystories import texts
 from tinystories.features import RULES
+from tinystories.instructions import LINES
 from tinystories.jury import Jury
 from tinystories.prompts import ASKED, QUOTES, WITHOUT, StoryCapability, feature_of, plain
 from tinystories.told import Told, begin, story_of
@@ -63,6 +64,15 @@ class StoriesSettings(Settings):
     """Tokens of a training window."""
     prompt: int = Field(default=48, ge=4)
     """Tokens before an answer; behind an instruction all of the story up to there."""
+    lines: tuple[Literal["features", "words", "summary", "sentence"], ...] = Field(default=LINES, min_length=1)
+    """Kinds of lines that instructions have. With `[features]` alone a small model soon learns to heed them."""
+
+    @field_validator("lines")
+    @classmethod
+    def _asks(cls, lines: tuple[str, ...]) -> tuple[str, ...]:
+        if "features" not in lines:
+            raise ValueError(f"an instruction without a line of features asks for none; add 'features' to {list(lines)}")
+        return tuple(kind for kind in LINES if kind in lines)
 
 
 @dataclass(frozen=True)
@@ -202,7 +212,7 @@ class StoriesTask:
 
     def told(self, split: str, seed: int, length: int | None = None) -> Told:
         """The instructions of the stories of a split; one takes half of a row at most, which is the context or shorter."""
-        return Told(self.corpus, self.tokenizer, split, seed, (length or self.context) // 2)
+        return Told(self.corpus, self.tokenizer, split, seed, (length or self.context) // 2, self.settings.lines)
 
     def having(self, split: str, capability: str) -> Int[np.ndarray, " k"]:
         """Numbers of the stories of a split that a capability speaks of.

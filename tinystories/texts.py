@@ -92,7 +92,7 @@ def openings(task: StoriesTask, capability: str, n: int, seed: int, tokens: int,
         ids = code.encode(stories[story]["text"])
         begun = code.decode(ids[:tokens])
         # Whether a text that has just begun shows it only the rule can say, and only of speech.
-        if len(ids) > tokens and not (feature == "dialogue" and (task.shows(capability, [begun])[0] or QUOTES & set(begun))):
+        if len(ids) > tokens and not (feature == "dialogue" and (task.shows(feature, [begun])[0] or QUOTES & set(begun))):
             before = [code.bos_id] if told is None else [code.bos_id, *told.tokens(story).tolist()]
             if len(before) + tokens + more <= task.context:
                 prompts.append(np.array([*before, *ids[:tokens]], dtype=np.int64))

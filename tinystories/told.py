@@ -38,6 +38,8 @@ class Told:
     seed: int
     most: int
     """Tokens of an instruction; a longer one goes without its sentence and summary, then without its words."""
+    lines: tuple[str, ...] = LINES
+    """Kinds of lines that an instruction may have."""
 
     @cached_property
     def _stories(self) -> datasets.Dataset:
@@ -47,9 +49,10 @@ class Told:
         """What the story is asked to be."""
         return instruction(self._stories[story], self.seed, epoch)
 
-    def text(self, story: int, epoch: int = 0, edit: Edit | None = None, lines: tuple[str, ...] = LINES) -> str:
-        """The lines in front of the story, ending in `Story: `."""
-        return prompt(self.asked(story, epoch, edit), self.seed, epoch, f"{self.split} {story}", lines)
+    def text(self, story: int, epoch: int = 0, edit: Edit | None = None, of: tuple[str, ...] = LINES) -> str:
+        """The lines in front of the story that are among `of`, ending in `Story: `."""
+        kinds = tuple(kind for kind in self.lines if kind in of)
+        return prompt(self.asked(story, epoch, edit), self.seed, epoch, f"{self.split} {story}", kinds)
 
     def asked(self, story: int, epoch: int = 0, edit: Edit | None = None) -> Instruction:
         """The instruction as a protocol edits it."""

@@ -70,6 +70,13 @@ def test_openings_ask_for_it_and_say_where_the_text_begins(task):
     assert set(task.openings("dialogue", 10, 0, 7, 60).begins) == {1}
 
 
+def test_openings_that_ask_for_none_are_of_stories_without(task):
+    found = task.openings("asked_no_dialogue", 5, 0, tokens=0, more=60)
+    asked = [parse(task.describe(prompt[1:].tolist())).instruction.features for prompt in found.prompts]
+    assert all("Dialogue" not in features for features in asked)
+    assert not task.shows("dialogue", list(found.written)).any()
+
+
 def test_every_judge_there_is_scores_the_decider_first(task):
     texts = list(task.corpus.texts("test"))
     rule, *others = task.judged("dialogue", texts, 0)

@@ -8,7 +8,7 @@ from tinystories.features import FROM_TEXT, RULES
 from tinystories.instructions import parse
 from tinystories.task import StoriesTask
 from workbench.errors import UserError
-from workbench.protocols import load_task
+from workbench.protocols import load_protocol, load_task
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +30,21 @@ def test_what_a_plain_story_is_asked_is_what_it_has(task):
 def test_tokens_are_those_of_the_text(task):
     told = task.told("test", 0)
     assert task.describe(told.tokens(3).tolist()) == told.text(3)
+
+
+def test_a_task_says_which_lines_instructions_have(task):
+    features = load_task({**task.resolved, "lines": ["features"]})
+    assert task.resolved.get("lines") is None  # all lines are the default, and in no key
+    assert features.resolved["lines"] == ("features",)
+    for story in range(20):
+        asked = parse(features.told("train", 0).text(story)).instruction
+        assert (asked.words, asked.sentence) == ((), None)
+        assert asked.features == parse(task.told("train", 0).text(story)).instruction.features
+    batch = load_protocol("instruct", features, {}, 1, 0).batch(0)
+    assert "Words:" not in features.describe(batch.tokens[0].tolist())
+    for wrong, said in ((["words"], "without a line of features"), (["features", "moral"], "moral")):
+        with pytest.raises(UserError, match=said):
+            load_task({"kind": "stories", "lines": wrong})
 
 
 def test_lines_are_drawn_anew_per_epoch_and_seed(task):
