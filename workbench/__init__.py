@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from workbench import analyses
     from workbench.errors import UserError
     from workbench.examples import Capability, Correlation, Examples
+    from workbench.curvature.spectrum import spectrum_of as spectrum
     from workbench.models.checkpoints import load_model
     from workbench.protocols import load_task
     from workbench.results import Result
@@ -38,6 +39,7 @@ __all__ = [
     "analyses",
     "load_model",
     "load_task",
+    "spectrum",
 ]
 
 _HOMES = {
@@ -51,7 +53,10 @@ _HOMES = {
     "UserError": "workbench.errors",
     "load_model": "workbench.models.checkpoints",
     "load_task": "workbench.protocols",
+    "spectrum": "workbench.curvature.spectrum",
 }
+_CALLED = {"spectrum": "spectrum_of"}
+"""Names that are another one at home."""
 
 
 def __getattr__(name: str) -> Any:
@@ -60,7 +65,7 @@ def __getattr__(name: str) -> Any:
         return import_module("workbench.analyses")
     if name not in _HOMES:
         raise AttributeError(f"module 'workbench' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_HOMES[name]), _CALLED.get(name, name))
 
 
 def __dir__() -> list[str]:

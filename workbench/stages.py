@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import UserError
+from workbench.files import remove_folder
 from workbench.examples import Correlation, Examples, sha256
 from workbench.protocols import Task, compiled_weights, load_protocol, load_task
 from workbench.registry import analyses
@@ -17,6 +18,7 @@ from workbench.studies.stage import Stage
 from workbench.subjects import open_pair
 from workbench.training.schedule import evaluation_grid
 from workbench.training.settings import TrainSettings
+from workbench.workplace import Workplace, working
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -53,7 +55,12 @@ def _analyse(stage: Stage, store: Store, writer: RunWriter, device: str) -> None
     spec = stage.spec
     pair_name = stage.name.partition("-")[2].rsplit("-s", 1)[0]
     pair = open_pair(spec["pair"], store, pair_name, stage.seed, device)
-    writer.result(analyses[spec["analysis"]].load()(pair, **spec["settings"]))
+    scratch = writer.path / "scratch"
+    with working(Workplace(scratch, writer.progress)):  # what a killed one had so far, the next goes on from
+        result = analyses[spec["analysis"]].load()(pair, **spec["settings"])
+    writer.result(result)
+    if scratch.exists():
+        remove_folder(scratch)
 
 
 def _train(stage: Stage, store: Store, writer: RunWriter, device: str, should_stop: Callable[[], bool]) -> None:

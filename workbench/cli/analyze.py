@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from workbench.cli.common import Json, StorePath, human_bytes, human_seconds, print_json, print_table, say
+from workbench.cli.common import Json, StorePath, human_bytes, human_seconds, print_json, print_result, print_table, say
 from workbench.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -71,17 +71,8 @@ def analyze(
         printed: dict[str, Any] = {**result.to_json(), "tables": _tables(paths), "pair": chosen}
         out.append(printed)
         if not json:
-            rows = [
-                (m["metric"], f"{m['value']:.4g}", f"[{m['low']:.4g}, {m['high']:.4g}]", str(m["n"]), m["unit"], m["bound"])
-                for m in printed["headline"]
-            ]
             seeds = ", ".join(str(s) for s in result.provenance.get("seeds", [result.provenance.get("seed")]))
-            print_table(f"{name} of {chosen} (seeds {seeds})", ("measure", "value", "95 %", "n", "unit", "bound"), rows)
-            for line in result.evidence:
-                say(f"  {line.text}")
-            for limit in result.limits:
-                say(f"  limit: {limit}")
-            say(f"  tables: {', '.join(str(path) for path in paths)}")
+            print_result(f"{name} of {chosen} (seeds {seeds})", result, paths)
     if json:
         print_json(out[0] if pair else out)
 

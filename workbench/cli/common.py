@@ -15,6 +15,7 @@ import typer
 from workbench.errors import UserError
 
 if TYPE_CHECKING:
+    from workbench.results import Result
     from workbench.runs import Store
 
 MOST_SEEDS = 10_000
@@ -123,6 +124,20 @@ def print_table(
         table.add_row(*(Text(cell) for cell in row))  # Text, so that names with brackets are not markup
     console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
     console.print(table)
+
+
+def print_result(title: str, result: Result, paths: Sequence[Path]) -> None:
+    """A result: headline numbers, what they say, how far to trust them, and where its tables lie."""
+    shown = result.to_json()["headline"]
+    rows = [
+        (m["metric"], f"{m['value']:.4g}", f"[{m['low']:.4g}, {m['high']:.4g}]", str(m["n"]), m["unit"], m["bound"]) for m in shown
+    ]
+    print_table(title, ("measure", "value", "95 %", "n", "unit", "bound"), rows)
+    for line in result.evidence:
+        say(f"  {line.text}")
+    for limit in result.limits:
+        say(f"  limit: {limit}")
+    say(f"  tables: {', '.join(str(path) for path in paths)}")
 
 
 def human_bytes(count: float) -> str:

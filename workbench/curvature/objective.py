@@ -37,6 +37,8 @@ class Part:
 
     inputs: Any
     targets: Tensor
+    owners: Tensor | None = None
+    """Which example each row belongs to `[m]`, where an example has several."""
 
 
 class Objective:
@@ -98,11 +100,15 @@ class Objective:
         """What the module says; call it inside `differentiable`."""
         return self.module(part.inputs)
 
+    def losses(self, outputs: Float[Tensor, "m v"], part: Part) -> Float[Tensor, " m"]:
+        """The loss of each row."""
+        if self.criterion == "cross_entropy":
+            return F.cross_entropy(outputs, part.targets, reduction="none")
+        return (outputs - part.targets.to(outputs.dtype)).square().sum(-1)
+
     def total(self, outputs: Float[Tensor, "m v"], part: Part) -> Float[Tensor, ""]:
         """A part's share of the mean loss."""
-        if self.criterion == "cross_entropy":
-            return F.cross_entropy(outputs, part.targets, reduction="sum") / self.rows
-        return (outputs - part.targets.to(outputs.dtype)).square().sum() / self.rows
+        return self.losses(outputs, part).sum() / self.rows
 
     @torch.no_grad()
     def loss(self) -> float:
@@ -132,6 +138,16 @@ class Objective:
         sizes = [p.numel() for p in self.parameters.values()]
         pieces = vector.split(sizes, dim=-1)
         return tuple(x.reshape(*vector.shape[:-1], *p.shape) for x, p in zip(pieces, self.parameters.values(), strict=True))
+
+    @property
+    def owners(self) -> Int[Tensor, " rows"]:
+        """Which example each row belongs to; every row is one where nothing else is said."""
+        found, start = list[Tensor](), 0
+        for part in self.parts:
+            own = part.owners
+            found.append(torch.arange(start, start + len(part.targets)) if own is None else own.cpu())
+            start += len(part.targets)
+        return torch.cat(found)
 
     def vector(self) -> Float[Tensor, " n"]:
         """The parameters, flat (a copy)."""
@@ -217,10 +233,10 @@ def of_model(
         if on == "answers":
             positions = answer_tokens(some) - 1
             at = (torch.arange(len(some), device=model.device)[:, None].expand_as(positions), positions)
-            parts.append(Part((some, at), some.answer.reshape(-1)))
+            parts.append(Part((some, at), some.answer.reshape(-1), start + at[0].reshape(-1)))
         else:
             mask = some.loss_mask[:, 1:]
-            parts.append(Part((some, mask), some.tokens[:, 1:][mask]))
+            parts.append(Part((some, mask), some.tokens[:, 1:][mask], start + mask.nonzero()[:, 0]))
     names = None if parameters is None else [f"model.{name}" for name in parameters]
     made = _Predictions(model)
     made.train(model.training)  # a wrapper must not change what it wraps

@@ -1,0 +1,37 @@
+"""Where a long computation may keep what it has so far, and whom it tells how far it is; set by whoever runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """What a computation finds around it; the empty one keeps nothing and tells nobody."""
+
+    folder: Path | None = None
+    """For files that the same computation goes on from after a kill; its owner removes it when the work is done."""
+    progress: Callable[[int, int], None] = lambda done, total: None
+    """`(done, total)` in steps of the computation's own choice."""
+
+
+_here: ContextVar[Workplace] = ContextVar("workplace", default=Workplace())  # noqa: B039  # frozen
+
+
+def workplace() -> Workplace:
+    """The one that is set around the caller."""
+    return _here.get()
+
+
+@contextmanager
+def working(place: Workplace) -> Generator[None]:
+    """Set it for what runs inside."""
+    token = _here.set(place)
+    try:
+        yield
+    finally:
+        _here.reset(token)
