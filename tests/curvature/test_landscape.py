@@ -14,7 +14,9 @@ from analyses.conftest import LookupTask
 from analyses.finished_arm import finished_arm
 from curvature.landscape_pair import STEPS, trained_pair
 
-from workbench.curvature.landscape import RISE_AT, evidence, landscape
+from workbench.curvature._way import plane_of, stops_of
+from workbench.curvature.landscape import RISE_AT, _rise_draws, evidence, landscape
+from workbench.curvature.slices import filters, random_direction
 from workbench.errors import UserError
 from workbench.figures import alt, figure, has_builder
 from workbench.figures.theme import STYLES
@@ -38,6 +40,14 @@ def pair(tmp_path_factory):
 @pytest.fixture(scope="module")
 def result(pair):
     return landscape(pair, **FEW)
+
+
+@pytest.fixture(scope="module")
+def alone(pair, tmp_path_factory):
+    """Neither checkpoints nor a revival, and a control of another shape."""
+    folder = tmp_path_factory.mktemp("small")
+    save_model(build_model(ModelSpec(blocks=1, heads=2, width=8), 9, 15, 0), folder)
+    return landscape(replace(pair, trajectory=None, arms={}, never_path=folder), **FEW)
 
 
 def flat(model):
@@ -161,36 +171,58 @@ def test_lines_meet_in_the_model_and_the_rise_is_the_mean_of_both_signs_over_dir
     assert ends.nunique() == 2  # two directions
 
 
-def test_intervals_of_a_rise_know_that_directions_are_a_sample(pair):
-    """With hundreds of texts only directions are left to differ."""
-    found = landscape(pair, **{**FEW, "n": 800, "directions": 4}, plane="models")
-    line = rows(found.tables["line"], measure="loss", role="pt", model="revived")
-    per = [rows(line, direction=d) for d in (1, 2, 3, 4)]
-    rises = [p[p["alpha"].abs() == RISE_AT]["value"].mean() - rows(p, alpha=0)["value"].item() for p in per]
-    metric = found.metric("rise_revived_pt")
-    assert np.std(metric.draws) == pytest.approx(np.std(rises) / 2, rel=0.35)
+def test_intervals_of_a_rise_know_that_directions_are_a_sample_as_examples_are():
+    rng = np.random.default_rng(0)
+    directions = np.repeat(rng.normal(size=(40, 1)), 50, axis=1)
+    examples = np.repeat(rng.normal(size=(1, 50)), 40, axis=0)
+    for values, count in ((directions, 40), (examples, 50)):
+        draws = _rise_draws(values, 1, 2)
+        assert np.std(draws) == pytest.approx(np.std(values) / np.sqrt(count), rel=0.15)
+        np.testing.assert_array_equal(draws, _rise_draws(values, 1, 2))
+    both = np.std(_rise_draws(directions + examples, 1, 2))
+    assert both == pytest.approx(np.hypot(np.std(directions) / 40**0.5, np.std(examples) / 50**0.5), rel=0.15)
 
 
-def test_missing_checkpoints_are_said_and_the_plane_falls_back(pair):
+@pytest.mark.parametrize("wanted", ["auto", "path", "models"])
+def test_missing_checkpoints_are_said_and_the_plane_falls_back(pair, wanted):
     bare = replace(pair, trajectory=None, arms={"revived": finished_arm(pair.arms["revived"].run.checkpoint().path)})
-    for wanted in ("auto", "path"):
-        found = landscape(bare, **FEW, plane=wanted)
-        assert set(found.table["plane"]) == {"models"}
-        assert any("No checkpoints of fine-tuning were kept" in limit for limit in found.limits)
-        assert any("No checkpoints of the revival were kept" in limit for limit in found.limits)
-        assert any("0 checkpoints were kept, and a plane of their own needs 3" in limit for limit in found.limits)
-        assert rows(found.tables["path"], role="pt")["model"].tolist() == ["base", "tuned", "revived"]
+    stops, limits = stops_of(bare, 4)
+    assert [stop.model for stop in stops] == ["base", "tuned", "revived"]
+    assert [limit.split(" were kept")[0] for limit in limits] == [
+        "No checkpoints of fine-tuning",
+        "No checkpoints of the revival",
+    ]
+    kind, plane, components, more = plane_of(bare, stops, wanted, "zero")
+    assert (kind, components) == ("models", None)
+    assert ["0 checkpoints were kept, and a plane of their own needs 3" in limit for limit in more] == [True] * (
+        wanted != "models"
+    )
+    assert max(plane.place(stop.vector).outside for stop in stops) < 1e-12
 
 
-def test_where_nothing_was_revived_a_random_direction_stands_in(pair, tmp_path):
-    alone = landscape(replace(pair, trajectory=None, arms={}, never_path=None), **FEW)
+def test_a_path_on_a_line_falls_back_too(pair):
+    stops, _ = stops_of(pair, 4)
+    base, tuned = (flat(m) for m in (pair.base, pair.tuned))
+    straight = [replace(stop, vector=base + i / 7 * (tuned - base)) for i, stop in enumerate(stops)]
+    kind, _, _, limits = plane_of(pair, straight, "path", "zero")
+    assert kind == "models"
+    assert "the 7 points of the path lie on one line" in limits[0]
+
+
+def test_where_nothing_was_revived_a_random_direction_stands_in(alone, pair):
     assert any("no third model off the line from base to tuned, one of the plane's" in limit for limit in alone.limits)
     assert rows(alone.tables["path"], role="pt")["x"].tolist() == [0, pytest.approx(1)]
-    assert not any("never" in m.metric or "revived" in m.metric for m in alone.headline)
-    same = landscape(replace(pair, trajectory=None, arms={}, tuned_path=pair.base_path), **FEW)
-    assert any("the tuned model is the base, both of the plane's" in limit for limit in same.limits)
-    assert same.metric("rise_change_pt").value == 0
-    assert same.table[["x", "y"]].abs().max().tolist() == [1, 1]
+    assert not any("never" in m.metric or "revived" in m.metric for m in alone.headline)  # one of another shape is no control
+    same = replace(pair, trajectory=None, arms={}, tuned_path=pair.base_path)
+    _, plane, _, limits = plane_of(same, stops_of(same, 4)[0], "models", "zero")
+    assert "the tuned model is the base, both of the plane's directions are random" in limits[0]
+    assert plane.unit == pytest.approx(float(random_direction(flat(pair.base), filters(pair.base), 3, "plane", 1).norm()))
+
+
+def test_models_of_another_shape_are_refused(pair, tmp_path):
+    save_model(build_model(ModelSpec(blocks=1, heads=2, width=8), 9, 15, 0), tmp_path)
+    with pytest.raises(UserError, match="the models of pair 'trained' differ in shape"):
+        landscape(replace(pair, tuned_path=tmp_path), **FEW)
 
 
 def test_compiled_models_have_a_landscape(tmp_path):
@@ -199,14 +231,6 @@ def test_compiled_models_have_a_landscape(tmp_path):
     assert found.metric("rise_base_pt").value > 0
     assert found.metric("rise_tuned_pt").value == found.metric("rise_never_had_it_pt").value
     assert np.isfinite(found.table["value"]).all()
-
-
-def test_models_of_another_shape_are_refused_and_such_a_control_is_left_out(pair, tmp_path):
-    save_model(build_model(ModelSpec(blocks=1, heads=2, width=8), 9, 15, 0), tmp_path)
-    with pytest.raises(UserError, match="the models of pair 'trained' differ in shape"):
-        landscape(replace(pair, tuned_path=tmp_path), **FEW)
-    found = landscape(replace(pair, never_path=tmp_path, trajectory=None, arms={}), **FEW)
-    assert "never_had_it" not in set(found.tables["line"]["model"])
 
 
 def test_evidence_takes_no_side_and_the_models_stay_as_they_are(result, pair):
@@ -274,9 +298,8 @@ def test_the_figure_draws_the_grid_the_way_and_the_lines(result, which):
     assert "_" not in said
 
 
-def test_the_figure_of_a_bare_pair_says_what_its_plane_does_not_show(pair):
-    alone = landscape(replace(pair, trajectory=None, arms={}, never_path=None), **FEW)
+def test_the_figure_of_a_bare_pair_says_what_its_plane_does_not_show(alone):
     fig = figure(alone)
     assert not [t for t in fig.data if t.name and t.name.startswith("way of")]
     assert fig.layout.xaxis.title.text.startswith("base to fine-tuned")
-    assert "at most 0" in alt(alone) or "lies outside the plane" in alt(alone)
+    assert "of a model's squared distance lies outside the plane" in alt(alone)

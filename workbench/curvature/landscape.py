@@ -219,16 +219,20 @@ def _headline(land: _Land, rises: Rises, centres: Centres) -> list[Metric]:
         seed, n = land.resampled[role], values.shape[1]
         if model in ("base", "tuned", "revived"):
             found.append(mean_metric(f"loss_{model}_{role}", centres[model, role], seed, "nats"))
-        per = np.stack([bootstrap_mean(row, DRAWS, seed) for row in values], axis=1)
-        # Directions are a sample as much as examples are; the same ones are picked for all models.
-        picked = numpy_generator(land.seed, "directions").integers(0, len(values), size=per.shape)
-        drawn[model, role] = np.take_along_axis(per, picked, axis=1).mean(1)
+        drawn[model, role] = _rise_draws(values, seed, land.seed)
         found.append(derived(f"rise_{model}_{role}", float(values.mean()), drawn[model, role], n, "nats"))
     for role in land.texts:
         before, after = rises["base", role], rises["tuned", role]
         change = drawn["tuned", role] - drawn["base", role]
         found.append(derived(f"rise_change_{role}", float(after.mean() - before.mean()), change, before.shape[1], "nats"))
     return found
+
+
+def _rise_draws(values: Float[np.ndarray, "directions n"], texts: int, seed: int) -> Float[np.ndarray, " draws"]:
+    """Means of resampled directions and examples: both are samples. Equal seeds pick the same ones for all models."""
+    per = np.stack([bootstrap_mean(row, DRAWS, texts) for row in values], axis=1)
+    picked = numpy_generator(seed, "directions").integers(0, len(values), size=per.shape)
+    return np.take_along_axis(per, picked, axis=1).mean(1)
 
 
 def _shares(path: pd.DataFrame, components: pd.DataFrame | None) -> list[Metric]:
