@@ -13,14 +13,14 @@ from plotly.subplots import make_subplots
 from workbench.figures import words
 from workbench.figures.marks import band
 from workbench.figures.tables import distinct, first, groups, keep, select, values
-from workbench.figures.theme import PURPLE, finish, rgba, style
+from workbench.figures.theme import finish, style
 from workbench.results import Result
 
 ROLES = ("pt", "ft")
 LEVELS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000)
 """Losses (nats) that the colour bar names."""
-HEIGHTS = ((0.0, rgba(PURPLE, 0.0)), (1.0, rgba(PURPLE, 0.9)))
-"""From the page itself to the one hue that no model has."""
+HEIGHTS = ((0.0, "#26222F"), (0.5, "#77708A"), (1.0, "#DDD8E6"))
+"""Opaque, for filled contours lie upon one another and a colour bar knows no transparency; no hue of a model's."""
 FLOOR = 1e-3
 """Losses below are drawn as this one."""
 NAMES = {**words.MODELS, "untrained": "random weights"}
@@ -85,7 +85,7 @@ def _contours(fig: go.Figure, loss: pd.DataFrame) -> None:
                 customdata=nats,
                 coloraxis="coloraxis",
                 contours={"start": low, "end": high, "size": max((high - low) / 12, 1e-6)},
-                line={"width": 0.8, "color": "rgba(128,128,128,0.7)"},
+                line={"width": 0.8, "color": "rgba(255,255,255,0.35)"},
                 hovertemplate="x %{x:.2f}, y %{y:.2f}: %{customdata:.3f} nats<extra></extra>",
             ),
             row=1,
