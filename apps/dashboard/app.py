@@ -18,6 +18,7 @@ ICONS = {
     "directions": "arrow_outward",
     "weights": "scale",
     "representations": "scatter_plot",
+    "curvature": "landscape",
 }
 """Groups of analyses with a page of their own; the rest are on the page of the study."""
 st.set_page_config(page_title="Revival", page_icon=ICON, layout="wide")

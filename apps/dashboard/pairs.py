@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import streamlit as st
 
@@ -72,8 +72,8 @@ def tabs(study: Study, pair: str, names: Sequence[str], seed: int | None, mark: 
                 analysis(study, pair, name, seed, mark)
 
 
-def group_page(group: str) -> None:
-    """All analyses of a group on one pair."""
+def group_page(group: str, below: Callable[[Study, str, int | None, str], None] = lambda study, pair, seed, mark: None) -> None:
+    """All analyses of a group on one pair; `below` adds what a page has of its own, given study, pair, seed and the store's mark."""
     title, _, about = GROUPS[group].partition(": ")
     with parts.seam(title):
         st.title(title)
@@ -88,4 +88,6 @@ def group_page(group: str) -> None:
         if not names:
             st.info("No analysis of this group is installed.", icon=":material/info:")
             return
-        tabs(study, pair, names, seed, reading.mark())
+        mark = reading.mark()
+        tabs(study, pair, names, seed, mark)
+        below(study, pair, seed, mark)

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from analyses.conftest import LookupTask
 
 from workbench.curvature.maps import SymmetricMap, from_dense
+from workbench.examples import Examples
 
 DATA = Path(__file__).parent / "data" / "gpt2_w16_seed7.npz"
 
@@ -59,6 +61,12 @@ class Memory:
         self.kept.pop(name, None)
         if tensors:
             self.kept[name] = {key: tensor.clone() for key, tensor in tensors.items()}
+
+
+@pytest.fixture(scope="session")
+def lookup() -> Callable[[int], Examples]:
+    """`n` -> examples of a small task."""
+    return lambda n: LookupTask().capability("look_a").examples(n, 0)
 
 
 @pytest.fixture

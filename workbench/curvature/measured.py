@@ -22,6 +22,10 @@ SYMMETRIC = {torch.float64: 1e-11, torch.float32: 1e-5}
 """Largest asymmetry |u.Hv - v.Hu| / ||H|| of products that count as those of a matrix (spec: 1e-11 in double precision)."""
 SHARE_PROBES = 8
 """Random vectors on which the residual H - G is measured."""
+TOLERANCE = 1e-6
+"""Of the pairs of a full spectrum, relative to the largest eigenvalue."""
+BOTTOM_PRODUCTS = 80
+"""Products spent on each of the smallest eigenvalues at most: they lie close together, and a residual says how far it came."""
 DRAWS = 400
 
 
@@ -61,7 +65,7 @@ def products_of(effort: Effort, size: int) -> int:
     few = 20 + 2 * 2 * SHARE_PROBES
     if effort.exact:
         return size + few
-    return 6 * effort.top + 40 + 40 * effort.bottom + effort.steps * effort.probes + few
+    return 6 * effort.top + 40 + BOTTOM_PRODUCTS * effort.bottom // 2 + effort.steps * effort.probes + few
 
 
 def measure(
@@ -91,7 +95,8 @@ def measure(
         found = from_eigenvalues(whole.values)
     else:
         top = extreme_pairs(h, effort.top, "top", seed=seed, keeper=keeper)
-        bottom = extreme_pairs(h, effort.bottom, "bottom", seed=seed, keeper=keeper)
+        most = BOTTOM_PRODUCTS * effort.bottom
+        bottom = extreme_pairs(h, effort.bottom, "bottom", most_products=most, seed=seed, keeper=keeper)
         found = density(h, steps=effort.steps, probes=effort.probes, deflate=top, seed=seed, keeper=keeper)
     draws = [
         resampled_means(objective, along(objective, top.vectors[:, i].to(objective.dtype)).curvature, DRAWS, seed)
@@ -122,7 +127,17 @@ def _ends(
         chosen = vectors[:, at.copy()].contiguous()
         kept = values[at]
         off = (h @ chosen - chosen * torch.from_numpy(kept.copy()).to(chosen)).norm(dim=0).double().cpu().numpy()
-        made.append(Pairs(kept, chosen, off, off <= 1e-6 * scale, len(values) + len(at), 1e-6, scale))
+        made.append(
+            Pairs(
+                values=kept,
+                vectors=chosen,
+                residuals=off,
+                converged=off <= TOLERANCE * scale,
+                products=len(values) + len(at),
+                tolerance=TOLERANCE,
+                scale=scale,
+            )
+        )
     return made[0], made[1]
 
 

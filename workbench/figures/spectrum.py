@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,14 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from workbench.figures import words
-from workbench.figures.tables import distinct, keep, select, values
+from workbench.figures.tables import distinct, first, keep, select, values
 from workbench.figures.theme import finish, nothing, style
 from workbench.results import Result
 
-NAMES = {"model": "the model", "base": "base", "tuned": "fine-tuned", "revived": "revived", "never_had_it": "never had it"}
+NAMES = {"model": "this model", "base": "base", "tuned": "fine-tuned", "revived": "revived", "never_had_it": "never had it", "behind": "base"}
+LOOKS = {"model": "base", "behind": "untrained"}
+"""Styles of what has none of its own."""
+TRAININGS = {"finetune": "fine-tuning", "revived": "reviving"}
 MODELS = ("model", "base", "tuned", "revived")
 LINEAR = 1e-3
 """The axis is linear within this share of the largest eigenvalue of all, logarithmic beyond."""
@@ -45,7 +49,7 @@ def figure(result: Result) -> go.Figure:
     for row, role in enumerate(roles, start=1):
         for column, model in enumerate(models, start=1):
             first = row == column == 1
-            for name in ("never_had_it", model):
+            for name in ("never_had_it", "behind", model):
                 mine = select(table, model=name, role=role)
                 if not mine.empty:
                     _curve(fig, mine, name, grid, linear, row, column, first or (name == model and row == 1))
@@ -58,6 +62,37 @@ def figure(result: Result) -> go.Figure:
         height=150 + 250 * len(roles),
         top=108,
     )
+
+
+def at_checkpoint(result: Result, training: str, step: int) -> go.Figure:
+    """The same of one checkpoint of a training; the base's spectrum lies grey behind."""
+    return figure(_view(result, training, step))
+
+
+def at_checkpoint_alt(result: Result, training: str, step: int) -> str:
+    """The ends of the spectrum at a checkpoint, for each loss."""
+    path = select(result.tables["path"], training=training, step=step)
+    parts: list[str] = []
+    for role in distinct(path, "role"):
+        mine = select(path, role=role)
+        value = {str(m): (float(v), float(low), float(high)) for m, v, low, high in zip(mine["measure"], mine["value"], mine["low"], mine["high"], strict=True)}
+        top, loss = value["lambda_max"], value["loss"][0]
+        parts.append(
+            f"the loss of {words.capability(str(first(mine, 'capability')))} is {words.number(loss)} nats and its sharpest direction "
+            f"{words.number(top[0])} [{words.number(top[1])}, {words.number(top[2])}]"
+        )
+    return f"At step {step:,} of {TRAININGS.get(training, training)} {words.listed(parts)}."
+
+
+def _view(result: Result, training: str, step: int) -> Result:
+    """A result whose only model is a checkpoint, with the base as its control."""
+    tables = dict(result.tables)
+    for name in ("density", "eigenvalues"):
+        here = select(tables[f"path_{name}"], training=training, step=step).assign(model="model")
+        behind = select(tables[name], model="base").assign(model="behind")
+        tables[name] = pd.concat([here, behind], ignore_index=True)
+    tables["table"] = select(tables["path"], training=training, step=step).assign(model="model")
+    return replace(result, tables=tables)
 
 
 def axis(value: Any, linear: float) -> np.ndarray:
@@ -88,7 +123,7 @@ def _range(
 def _curve(
     fig: go.Figure, rows: pd.DataFrame, name: str, grid: np.ndarray, linear: float, row: int, column: int, legend: bool
 ) -> None:
-    how = style(name)
+    how = style(LOOKS.get(name, name))
     fig.add_trace(
         go.Scatter(
             x=grid,
@@ -112,7 +147,7 @@ def _sticks(fig: go.Figure, rows: pd.DataFrame, name: str, linear: float, floor:
     """A stick at each end of the spectrum that is known by itself."""
     if rows.empty:
         return
-    how = style(name)
+    how = style(LOOKS.get(name, name))
     at, top = axis(values(rows, "eigenvalue"), linear), floor * (4 if how.control else 12)
     x, y = np.repeat(at, 3), np.tile([floor, top, np.nan], len(at))
     fig.add_trace(
