@@ -184,6 +184,13 @@ def test_a_warm_start_saves_products(recorded, diagonal):
     np.testing.assert_allclose(exact.values, cold.values, rtol=1e-9)
 
 
+def test_a_start_in_other_eigenvectors_does_not_hide_the_first(recorded, diagonal):
+    of = diagonal(recorded)
+    first = extreme_pairs(of, 6, tolerance=1e-9)
+    warm = extreme_pairs(of, 3, start=first.vectors[:, 3:])
+    np.testing.assert_allclose(warm.values, first.values[:3], rtol=1e-9)
+
+
 def test_the_same_seed_gives_the_same_bits(recorded, diagonal):
     once, again, other = (extreme_pairs(diagonal(recorded), 4, seed=s) for s in (0, 0, 1))
     assert torch.equal(once.vectors, again.vectors)
@@ -217,7 +224,7 @@ def hard(rotated):
     return of, extreme_pairs(of, **HARD)
 
 
-@pytest.mark.parametrize("most", [7, 11, 23, 60, 95, 130])
+@pytest.mark.parametrize("most", [7, 11, 23, 60, 95, 110, 130, 145])
 def test_a_killed_search_goes_on_bit_for_bit(hard, memory, most):
     of, whole = hard
     assert whole.products > 140

@@ -77,7 +77,8 @@ def extreme_pairs(
         confirm: search once more from random vectors in the complement of the pairs found, until nothing further in is
             found there; done anyway where the search ran into an invariant subspace.
         seed: of the random vectors.
-        start: columns to begin from, such as the vectors of a nearby matrix; the block is at least as wide.
+        start: columns to begin from, such as the vectors of a nearby matrix; the block is wider by one
+            random column at least, lest a start in the span of other eigenvectors be taken for the answer.
         keeper: keeps the state, about every 10 products, and the result; a resumed computation gives the same bits.
 
     Raises:
@@ -91,7 +92,7 @@ def extreme_pairs(
     name = f"pairs-{which}"
     if keeper is not None and (done := keeper.get(name)) is not None and done["vectors"].shape == (of.size, k):
         return _unpacked(done, of)
-    width = min(max(block, 0 if start is None else start.shape[1]), of.size)
+    width = min(max(block, 0 if start is None else start.shape[1] + 1), of.size)
     room = _room(of, k, width, basis)
     search = _Search(of, k, -1.0 if which == "bottom" else 1.0, max(tolerance, FLOOR.get(of.dtype, 1e-2)), room, seed, confirm)
     pieces = Pieces(keeper, f"{name}-state")
@@ -269,8 +270,7 @@ class _Search:
         bound = self.tolerance * scale
         if (residuals[:k] > bound / 2).any():  # half, to leave room for rounding
             return False
-        beside, left = values[k:near], residuals[k:near]
-        if ((left > GUARD * scale) & (beside + left > values[k - 1])).any():
+        if (residuals[k:near] > GUARD * scale).any():
             return False
         if self.since < 0:
             return True
@@ -296,8 +296,7 @@ class _Search:
         self.rows[keep : keep + self.ahead] = after
         self.projected[:] = 0
         self.projected[:keep, :keep] = np.diag(values[:keep])
-        last = self.coupling.shape[1]
-        self.coupling = self.coupling @ vectors[self.size - last :, :keep]
+        self.coupling = np.zeros((self.ahead, 0))  # with all that is kept; the next product tells
         self.size = keep
         self.restarts += 1
         if self.since >= 0:  # the complement is mixed with what was found; begin it anew
