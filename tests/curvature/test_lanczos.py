@@ -184,8 +184,10 @@ def test_a_warm_start_saves_products(recorded, diagonal):
     np.testing.assert_allclose(exact.values, cold.values, rtol=1e-9)
 
 
-def test_a_start_in_other_eigenvectors_does_not_hide_the_first(recorded, diagonal):
-    of = diagonal(recorded)
+@pytest.mark.parametrize("null", [0, 60_000])
+def test_a_start_in_other_eigenvectors_does_not_hide_the_first(recorded, diagonal, null):
+    """Nor where a random vector sees so little of the matrix at first that it looks settled."""
+    of = diagonal(np.concatenate([recorded, np.zeros(null)]))
     first = extreme_pairs(of, 6, tolerance=1e-9)
     warm = extreme_pairs(of, 3, start=first.vectors[:, 3:])
     np.testing.assert_allclose(warm.values, first.values[:3], rtol=1e-9)

@@ -23,6 +23,8 @@ FLOOR = {torch.float64: 1e-12, torch.float32: 1e-5}
 """Residuals, relative to the largest eigenvalue, below which the products' own rounding lies."""
 GUARD = 1e-2
 """Relative residual to which the pairs next to the wanted ones must have settled, lest one of them still rise among these."""
+LEAST_STEPS = 8
+"""Blocks before anything counts as settled: beside a start that solves its own eigenproblem, random vectors need them to rise."""
 BASIS_BYTES = 2**30
 """Room for the basis, where the caller does not say how many vectors it may hold."""
 SAVE_EVERY = 10
@@ -77,8 +79,8 @@ def extreme_pairs(
         confirm: search once more from random vectors in the complement of the pairs found, until nothing further in is
             found there; done anyway where the search ran into an invariant subspace.
         seed: of the random vectors.
-        start: columns to begin from, such as the vectors of a nearby matrix; the block is wider by one
-            random column at least, lest a start in the span of other eigenvectors be taken for the answer.
+        start: columns to begin from, such as the vectors of a nearby matrix: their sum takes the place of one random vector.
+            Another is kept (the block is 2 at least), lest a start in the span of other eigenvectors be taken for the answer.
         keeper: keeps the state, about every 10 products, and the result; a resumed computation gives the same bits.
 
     Raises:
@@ -92,7 +94,7 @@ def extreme_pairs(
     name = f"pairs-{which}"
     if keeper is not None and (done := keeper.get(name)) is not None and done["vectors"].shape == (of.size, k):
         return _unpacked(done, of)
-    width = min(max(block, 0 if start is None else start.shape[1] + 1), of.size)
+    width = min(block if start is None else max(block, 2), of.size)
     room = _room(of, k, width, basis)
     search = _Search(of, k, -1.0 if which == "bottom" else 1.0, max(tolerance, FLOOR.get(of.dtype, 1e-2)), room, seed, confirm)
     pieces = Pieces(keeper, f"{name}-state")
@@ -146,7 +148,7 @@ class _Search:
     # --- state
 
     def begin(self, pieces: Pieces, width: int, start: Tensor | None) -> None:
-        """From what was kept, or else from the start columns, filled up with random ones."""
+        """From what was kept, or else from random vectors and the start."""
         of = self.of
         self.rows = torch.zeros(self.room + width, of.size, dtype=of.dtype, device=of.device)
         self.projected = np.zeros((self.room, self.room))
@@ -160,11 +162,10 @@ class _Search:
             self.coupling = state["coupling"].numpy()
             return
         pieces.restart()
-        given = self.rows[:0] if start is None else start.to(of.device, of.dtype).T
-        first = self.rows[:width]
-        first[: len(given)] = given
-        first[len(given) :] = self._random(width - len(given))
-        self._next_block(first.clone())
+        first = self._random(width)
+        if start is not None:
+            first[0] = torch.nn.functional.normalize(start.to(of.device, of.dtype), dim=0).sum(1)
+        self._next_block(first)
         self.coupling = np.zeros((self.ahead, 0))
         self.broke = False  # start columns that depend on each other say nothing of the matrix
 
@@ -268,7 +269,7 @@ class _Search:
         scale = np.abs(values).max()
         k, near = self.k, self.k + self.coupling.shape[1]
         bound = self.tolerance * scale
-        if (residuals[:k] > bound / 2).any():  # half, to leave room for rounding
+        if self.products < LEAST_STEPS * self.ahead or (residuals[:k] > bound / 2).any():  # half, to leave room for rounding
             return False
         if (residuals[k:near] > GUARD * scale).any():
             return False
