@@ -79,7 +79,7 @@ def test_the_interval_of_the_trace_covers_it(recorded, diagonal):
 
 
 def test_the_trace_is_the_mean_over_the_probes(rotated):
-    of, matrix = rotated(np.random.default_rng(3).standard_normal(60) ** 3)
+    of, _ = rotated(np.random.default_rng(3).standard_normal(60) ** 3)
     found = density(of, steps=5, probes=6, seed=4)
     each = np.array([60 * float(v @ (of @ v)) for v in unit_probes(of, 6, seed=4)])
     trace = found.trace
@@ -200,6 +200,18 @@ def test_killed_and_continued_bit_for_bit(recorded, diagonal, memory, monkeypatc
     np.testing.assert_array_equal(again.nodes, whole.nodes)
     assert not columns
     assert sorted(memory.kept) == ["density-0", "density-2"]
+
+
+def test_a_kill_between_two_groups(recorded, diagonal, memory, monkeypatch):
+    """The first group's pieces are still there when the second begins."""
+    of = diagonal(recorded)
+    monkeypatch.setattr("workbench.curvature.density.BASES_BYTES", 2 * 26 * of.size * 8)
+    monkeypatch.setattr("workbench.curvature.keeping.Pieces.forget", lambda self: None)
+    whole = density(of, steps=25, probes=4)
+    np.testing.assert_array_equal(density(of, steps=25, probes=4, keeper=memory).nodes, whole.nodes)
+    memory.put("density-2", {})
+    memory.put("density-state-0", memory.get("density-state-0") | {"generation": torch.tensor(0)})
+    np.testing.assert_array_equal(density(of, steps=25, probes=4, keeper=memory).nodes, whole.nodes)
 
 
 def test_a_folder_keeps_it_too(rotated, tmp_path):

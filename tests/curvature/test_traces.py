@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from workbench.curvature.maps import from_dense
+from workbench.curvature.maps import SymmetricMap, from_dense
 from workbench.curvature.traces import frobenius, hutch_plus_plus, hutchinson, hutchinson_diagonal, xtrace
 from workbench.errors import UserError
 
@@ -100,6 +100,23 @@ def test_the_diagonal_is_within_its_errors(indefinite):
     assert 0.5 < z.std() < 1.5
     off = (indefinite - torch.diag(indefinite.diagonal())).square().sum(1) / 500  # the variance in closed form
     np.testing.assert_allclose(found.standard_errors.square(), off, rtol=0.35)
+
+
+def test_the_diagonal_is_the_mean_of_its_samples(indefinite):
+    """Gathered over several chunks of columns."""
+    columns = []
+
+    def apply(v):
+        columns.append(v)
+        return indefinite @ v
+
+    found = hutchinson_diagonal(SymmetricMap(24, apply), 70)
+    z = torch.cat(columns, dim=1)
+    samples = z * (indefinite @ z)
+    assert z.shape == (24, 70)
+    assert set(z.unique().tolist()) == {-1.0, 1.0}
+    np.testing.assert_allclose(found.values, samples.mean(1), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(found.standard_errors, samples.std(1) / 70**0.5, rtol=1e-12)
 
 
 def test_the_frobenius_norm_is_within_its_error(indefinite):
