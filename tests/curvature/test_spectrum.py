@@ -31,8 +31,8 @@ FEW = {"n": 24, "top": 4, "bottom": 1, "steps": 12, "probes": 3}
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    never = build_model(ModelSpec(kind="gpt2", blocks=1, heads=2, width=16), 9, 15, 1)
-    return trained_pair(LookupTask(), tmp_path_factory.mktemp("pair"), never=never)
+    base, never = (build_model(ModelSpec(kind="gpt2", blocks=1, heads=2, width=8), 9, 15, seed) for seed in (0, 1))
+    return trained_pair(LookupTask(), tmp_path_factory.mktemp("pair"), base=base, never=never)
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +42,10 @@ def result(pair):
 
 @pytest.fixture(scope="module")
 def dense(pair):
-    """All eigenvalues of H and G of the base on the same data, by columns and eigh."""
+    """All eigenvalues of H of the base on the same data, by columns and eigh, and ||H - G|| / ||H||."""
     objective = of_model(pair.base, draw(pair, pair.capability, 0.0, FEW["n"]))
-    h, g = (np.linalg.eigvalsh(make(objective).dense().numpy())[::-1] for make in (hessian, gauss_newton))
-    rest = (hessian(objective).dense() - gauss_newton(objective).dense()).norm() / hessian(objective).dense().norm()
-    return h, g, float(rest)
+    h, g = (make(objective).dense() for make in (hessian, gauss_newton))
+    return np.linalg.eigvalsh(h.numpy())[::-1], float((h - g).norm() / h.norm())
 
 
 def row(result, measure, model="base", role="pt"):
@@ -71,9 +70,10 @@ def test_sums_over_eigenvalues_are_near_and_their_intervals_say_how_near(result,
     h = dense[0]
     trace, frobenius, flat = (row(result, m) for m in ("trace", "frobenius", "flat"))
     assert trace["low"] < h.sum() < trace["high"]
-    assert frobenius["value"] == pytest.approx(np.sqrt((h**2).sum()), rel=0.05)
+    assert frobenius["low"] < np.sqrt((h**2).sum()) < frobenius["high"]
+    assert frobenius["value"] == pytest.approx(np.sqrt((h**2).sum()), rel=0.15)
     assert flat["value"] == pytest.approx((np.abs(h) < FLAT * h[0]).mean(), abs=0.15)
-    assert row(result, "residual_share")["value"] == pytest.approx(dense[2], rel=0.35)
+    assert row(result, "residual_share")["value"] == pytest.approx(dense[1], rel=0.35)
     assert 0 <= row(result, "negative")["value"] < 1
 
 

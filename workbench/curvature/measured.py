@@ -94,7 +94,7 @@ def measure(
         top, bottom = _ends(h, whole.values, whole.vectors, effort)
         found = from_eigenvalues(whole.values)
     else:
-        top = extreme_pairs(h, effort.top, "top", seed=seed, keeper=keeper)
+        top = extreme_pairs(h, effort.top, "top", confirm=True, seed=seed, keeper=keeper)
         most = BOTTOM_PRODUCTS * effort.bottom
         bottom = extreme_pairs(h, effort.bottom, "bottom", most_products=most, seed=seed, keeper=keeper)
         found = density(h, steps=effort.steps, probes=effort.probes, deflate=top, seed=seed, keeper=keeper)
@@ -136,6 +136,7 @@ def _ends(
                 products=len(values) + len(at),
                 tolerance=TOLERANCE,
                 scale=scale,
+                confirmed=True,
             )
         )
     return made[0], made[1]
