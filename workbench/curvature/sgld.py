@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -28,6 +28,8 @@ ESS = 40
 """Effective draws that all chains together must have."""
 FALL, LOOK = 3.0, 20
 """Sampling ends early once in every chain the mean of the last 20 draws lies 3 units of n beta L below the model itself."""
+LOST = 1e9
+"""Units of n beta L from which on a chain counts as having left the finite numbers."""
 DRIFT = 0.2
 """A trace that rises or falls for sure by more than this share of its mean between burn-in and end has not settled."""
 BELOW = 0.25
@@ -38,6 +40,7 @@ STABLE = 1.5
 CONFIDENCE = 0.95
 
 
+@runtime_checkable
 class Potential(Protocol):
     """A mean loss over data in parts, for many points at once, as its rise over a centre w0."""
 
@@ -75,7 +78,7 @@ class Rise:
                 with torch.enable_grad():  # first derivatives only: any attention kernel will do
                     loss = self.objective.total(self.objective.outputs(self.objective.parts[i]), self.objective.parts[i])
                     slopes[chain] += scale * self.objective.flat(self.objective.slopes(loss))
-                rises[chain] += scale * (float(loss) - self._at_centre[i])
+                rises[chain] += scale * (float(loss.detach()) - self._at_centre[i])
         return rises, slopes
 
 
@@ -165,7 +168,7 @@ def sample(potential: Potential, start: Float[Tensor, " d"], sampler: Sampler, s
             seen += here.to(seen) / s.every
             kicks = torch.stack([torch.randn(w.shape[1], generator=g, dtype=w.dtype) for g in noise]).to(w.device)
             w = w - (s.eps / 2) * (s.heat * slope + s.gamma * (w - start)) + math.sqrt(s.eps) * kicks
-        if not bool(torch.isfinite(w).all() and torch.isfinite(seen).all()):
+        if not bool(torch.isfinite(w).all() and (s.heat * seen.abs() < LOST).all()):
             break  # the rest stays NaN: no estimate rests on such chains
         rise[:, t], distance[:, t] = seen.numpy(), (w - start).norm(dim=1).double().cpu().numpy()
         if t + 1 >= LOOK and (s.heat * rise[:, t + 1 - LOOK : t + 1].mean(1) < -FALL).all():
