@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -38,7 +38,10 @@ def quadratic(h, **noise):
 
 
 def discretised(h, s, noise=0.0):
-    """n beta sum h/2 Var: w' = (1 - eps a/2) w + sqrt(eps) xi - (eps n beta/2) u has Var = (eps + (eps n beta/2)^2 noise)/(1 - (1 - eps a/2)^2)."""
+    """The estimate n beta sum (h/2) Var, from w' = (1 - eps a/2) w + sqrt(eps) xi - (eps n beta/2) u with a = n beta h + gamma.
+
+    Then Var = (eps + (eps n beta/2)^2 noise) / (1 - (1 - eps a/2)^2).
+    """
     h = np.asarray(h)
     a = s.heat * h + s.gamma
     variance = (s.eps + (s.eps * s.heat / 2) ** 2 * noise) / (1 - (1 - s.eps * a / 2) ** 2)
@@ -113,6 +116,14 @@ def crossing_at(heat):
     loss = (x * y) ** 2
     weight = np.exp(-heat * loss - (x**2 + y**2) / 2) * step * step[:, None]
     return heat * float((loss * weight).sum() / weight.sum())
+
+
+def test_a_draw_is_the_mean_of_its_steps():
+    s = Sampler(100, 1e-3, 1.0, chains=2, burn=2, draws=10, full=True)
+    steps = sample(*quadratic(H), replace(s, burn=8, draws=40), seed=6)
+    draws = sample(*quadratic(H), replace(s, every=4), seed=6)
+    np.testing.assert_allclose(draws.rise, steps.rise.reshape(2, 12, 4).mean(2), rtol=1e-12)
+    np.testing.assert_array_equal(draws.distance, steps.distance[:, 3::4])
 
 
 @pytest.mark.slow

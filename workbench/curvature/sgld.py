@@ -321,9 +321,9 @@ class Calibration:
 
     @cached_property
     def chosen(self) -> Trial | None:
-        """Of those that pass, the weakest localisation, and there the smallest step: it distorts the least."""
+        """Of those that pass the smallest step: it distorts the least. The sweep ends at the weakest localisation that has one."""
         sound = [trial for trial in self.trials if trial.estimate.sound]
-        return min(sound, key=lambda trial: (trial.sampler.gamma, trial.sampler.eps), default=None)
+        return min(sound, key=lambda trial: trial.sampler.eps, default=None)
 
     @property
     def refusal(self) -> str:
