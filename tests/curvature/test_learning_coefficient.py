@@ -182,7 +182,7 @@ def test_the_figure(drawn, which):
         pd.testing.assert_frame_equal(table, before[key])
     points = [t for t in fig.data if t.type == "scatter" and t.mode == "markers"]
     assert {t.marker.color for t in points if t.legendgroup in ("never_had_it", "untrained")} == {GREY}
-    drawn_values = sorted(float(y) for t in points for y in t.y)
+    drawn_values = sorted(float(y) for t in points for y in t.y if y is not None)
     expected = given.table[(given.table["measure"] == "llc") & given.table["value"].notna()]["value"]
     np.testing.assert_allclose(drawn_values, sorted(expected))
     shown = [t.name for t in points]

@@ -45,8 +45,10 @@ def _numbers(fig: go.Figure, result: Result) -> None:
         known = keep(mine, np.isfinite(values(mine, "value")))
         fig.add_trace(
             go.Scatter(
-                x=[ROLES.index(role) + (models.index(model) - (len(models) - 1) / 2) * 0.14 for role in known["role"]],
-                y=values(known, "value"),
+                # A series without points would have no entry in the legend.
+                x=[ROLES.index(role) + (models.index(model) - (len(models) - 1) / 2) * 0.14 for role in known["role"]]
+                or [None],
+                y=values(known, "value") if len(known) else [None],
                 error_y=whiskers(known, how.color),
                 mode="markers",
                 name=words.MODELS.get(model, model) + ("" if len(known) else ": undefined"),
