@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Generator, Iterable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from workbench.errors import UserError
 from workbench.examples import Examples
+from workbench.models.anatomy import last_block_at
 from workbench.models.forward import answer_tokens, logits_where
 
 Criterion = Literal["cross_entropy", "squared_error"]
@@ -184,7 +185,9 @@ class _Predictions(nn.Module):
 
     def forward(self, shown: tuple[Examples, Any]) -> Float[Tensor, "m vocab"]:
         examples, at = shown
-        logits = logits_where(self.model, examples, at)
+        # Of the last block only the answers' places are needed; a mask stands for all of them.
+        with nullcontext() if isinstance(at, Tensor) else last_block_at(self.model, at[1]):
+            logits = logits_where(self.model, examples, at)
         return logits.reshape(-1, logits.shape[-1])
 
 
