@@ -65,12 +65,13 @@ def tuning_curvature(pair: Pair, settings: TuningCurvatureSettings) -> Result:
     `overlaps`: mean squared cosine of the principal angles between the top-k subspaces of two models on the same examples; `random`:
     exactly what random subspaces have; a model with itself (`other examples`): on the next set, the most that can be expected.
     `directions`: `share` = share of a direction's squared norm inside the top-k subspace (`chance` = k / parameters), `curvature`
-    = v.Hv / v.v, also over sharpness and over mean curvature. Directions: `finetuning` (tuned - start), `reviving` (revived - tuned),
+    = v.Hv / v.v, also over sharpness and over mean curvature (which far from a minimum may be near 0 or below).
+    Directions: `finetuning` (tuned - start), `reviving` (revived - tuned),
     `teaching` (the control: the same reverse fine-tuning of the model that never had the ability), both losses' gradients, and `random_*`:
     Gaussian steps that are in every parameter as long as that one. `path`: sharpness along trainings on the first set alone;
     `random`: fine-tuning's start after such a random step. `blocks`, `heterogeneity`: the Hessian's diagonal blocks for O_PT's
-    loss on the first set, and JS0, the Jensen-Shannon divergence of their spectra, each divided by its 10th largest eigenvalue; `floor`: between two
-    halves of one block's probes.
+    loss on the first set, and JS0, the Jensen-Shannon divergence of their spectra, each divided by its 10th largest eigenvalue;
+    `floor`: between two halves of one block's probes.
 
     Curvature says how the loss bends around a model, and does not tell masked from erased.
 
@@ -163,8 +164,8 @@ def _directions(sharp: SharpDirections) -> list[Metric]:
         step = direction.removeprefix("random_")
         if step in ENDS:
             where = f"{direction}_at_{model}_{role}"
-            curvature = sharp.per_set(model, role, direction, "curvature / mean")
-            found.append(metric(f"curvature_{where}", curvature, sharp.n, "times the mean curvature", ANY))
+            curvature = sharp.per_set(model, role, direction, "curvature / sharpness")
+            found.append(metric(f"curvature_{where}", curvature, sharp.n, "of the sharpness", ANY))
         elif direction == f"gradient_{role}":
             where = f"gradient_at_{model}_{role}"
         else:
@@ -235,8 +236,8 @@ def evidence(result: Result) -> tuple[Evidence, ...]:
     bends, straight = found["curvature_finetuning_at_base_pt"], found["curvature_random_finetuning_at_base_pt"]
     text = (
         f"Of fine-tuning's step {_percent(share.value)} [{_percent(share.low)}, {_percent(share.high)}] lies in the base's sharpest "
-        f"directions of {pt} (chance {_percent(chance.value)}, random steps of equal length {_percent(random.value)}); along it the loss bends "
-        f"{bends.value:.3g} times as much as on average (random steps {straight.value:.3g})"
+        f"directions of {pt} (chance {_percent(chance.value)}, random steps of equal length {_percent(random.value)}); the loss bends "
+        f"along it by {bends.value:.2g} of the sharpness (random steps: {straight.value:.2g})"
     )
     kept, most = found.get("overlap_base_tuned_pt"), found.get("overlap_ceiling_base_pt")
     if kept is not None and most is not None:
