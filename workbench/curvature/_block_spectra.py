@@ -108,6 +108,7 @@ def heterogeneity_table(model: str, spectra: list[BlockSpectrum], at: dict[str, 
 
 def mean_distance(table: pd.DataFrame) -> tuple[float, float]:
     """Mean JS0 over pairs of different blocks, and mean floor."""
-    apart = table[(table["measure"] == "js0") & (table["a"] != table["b"])]["value"].to_numpy(dtype=float)
-    floor = table[table["measure"] == "floor"]["value"].to_numpy(dtype=float)
+    value, measure = np.asarray(table["value"], dtype=float), np.asarray(table["measure"])
+    apart = value[(measure == "js0") & np.asarray(table["a"] != table["b"])]
+    floor = value[measure == "floor"]
     return (float(np.mean(apart)) if len(apart) else float("nan")), float(np.mean(floor))

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -86,5 +86,5 @@ def _stops(sharp: SharpDirections, points: int) -> Iterator[Stop]:
 
 def highest(table: pd.DataFrame, training: str, role: str) -> float:
     """The largest sharpness on a way."""
-    rows = table[(table["training"] == training) & (table["role"] == role) & (table["measure"] == "sharpness")]
-    return float(torch.tensor(rows["value"].to_numpy(dtype=float)).max())
+    wanted = (table["training"] == training) & (table["role"] == role) & (table["measure"] == "sharpness")
+    return float(np.max(np.asarray(table["value"], dtype=float)[np.asarray(wanted)]))

@@ -16,8 +16,8 @@ RANK = 10
 """A spectrum is divided by its eigenvalue of this rank from the top."""
 FLAT = 1e-3
 """What is smaller than this share of that eigenvalue, of either sign, counts as zero: the innermost bin."""
-PER_DECADE = 4
-"""Bins per factor of ten on either side of it."""
+PER_DECADE = 2
+"""Bins per factor of ten on either side of it: narrower ones part estimates of one spectrum by noise alone."""
 DECADES = 7
 """Factors of ten above `FLAT`; what is larger falls in the outermost bin."""
 
@@ -42,7 +42,7 @@ def ranked(spectrum: Spectrum, rank: int = RANK) -> float:
 
 
 def binned(spectrum: Spectrum, rank: int = RANK) -> Float[np.ndarray, " bins"]:
-    """Mass of the divided spectrum in the declared bins: zero in the middle, then four per decade on either side.
+    """Mass of the divided spectrum in the declared bins: zero in the middle, then two per decade on either side.
 
     NaN everywhere where the eigenvalue of that rank is not positive, for nothing can be divided by it.
     """

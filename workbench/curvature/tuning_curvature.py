@@ -175,7 +175,7 @@ def _directions(sharp: SharpDirections) -> list[Metric]:
 
 
 def _path(way: pd.DataFrame, sharp: SharpDirections) -> list[Metric]:
-    trained = way[way["training"] != "random"]["training"].unique()
+    trained = [name for name in dict.fromkeys(way["training"].tolist()) if name != "random"]
     return [
         _single(f"highest_{training}_{role}", highest(way, training, role), sharp.examples.batch, UNIT)
         for training in trained
