@@ -85,6 +85,12 @@ def shares(pair: Question, capability: str) -> tuple[float, ...]:
     return (0.0, 1.0) if related else (PLAIN,)
 
 
+def trained_share(pair: Question) -> float:
+    """C_Tr of fine-tuning, `PLAIN` where no correlation applies: O_FT is measured on the texts that taught it."""
+    plain = shares(pair, pair.tuned_on)[0]
+    return pair.correlation.share if pair.correlation is not None and plain == 0.0 else plain
+
+
 def draw(pair: Question, capability: str, share: float, n: int, split: str = "test") -> Examples:
     """Examples at C_Te = `share`, which may be `PLAIN`."""
     return pair.examples(capability, share=0.0 if math.isnan(share) else share, n=n, split=split)

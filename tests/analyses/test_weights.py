@@ -13,11 +13,10 @@ from analyses.finished_arm import finished_arm
 
 from workbench.analyses import weights
 from workbench.analyses._drive import read_inputs
-from workbench.analyses._ends import trained_share
 from workbench.analyses._rank_test import RANKS, Ranks
 from workbench.analyses.weights import _ranks_needed, evidence
 from workbench.errors import UserError
-from workbench.measures import correct_answers
+from workbench.measures import correct_answers, trained_share
 from workbench.models.build import build_model
 from workbench.models.checkpoints import save_model
 from workbench.models.matrices import parts

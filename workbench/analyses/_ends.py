@@ -1,4 +1,4 @@
-"""The models at the two ends of an update, and the texts that fine-tuning was trained on."""
+"""The models at the two ends of an update."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
-from workbench.measures import shares
 from workbench.models.checkpoints import load_model
 from workbench.models.matrices import check_alike
-from workbench.subjects import Pair, Question
+from workbench.subjects import Pair
 
 
 @dataclass(frozen=True)
@@ -37,9 +36,3 @@ def updates(pair: Pair) -> list[Update]:
     for update in found:
         check_alike((pair.start, update.before, update.after), f"pair {pair.name!r}")
     return found
-
-
-def trained_share(pair: Question) -> float:
-    """C_Tr of fine-tuning, `measures.PLAIN` where no correlation applies: O_FT is measured on the texts that taught it."""
-    plain = shares(pair, pair.tuned_on)[0]
-    return pair.correlation.share if pair.correlation is not None and plain == 0.0 else plain

@@ -13,9 +13,8 @@ import pandas as pd
 from jaxtyping import Float
 from transformers import PreTrainedModel
 
-from workbench.analyses._ends import trained_share
 from workbench.examples import Examples
-from workbench.measures import DRAWS, draw, other_texts, proportion_row, shares
+from workbench.measures import DRAWS, draw, other_texts, proportion_row, shares, trained_share
 from workbench.models.matrices import alike, check_alike
 from workbench.models.weight_paths import Outcomes, Weights, between, bezier, distance, outcomes, put, random_step, weights_of
 from workbench.seeds import torch_generator

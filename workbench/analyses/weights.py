@@ -10,13 +10,13 @@ import pandas as pd
 from pydantic import Field
 
 from workbench.analyses._drive import drive
-from workbench.analyses._ends import trained_share, updates
+from workbench.analyses._ends import updates
 from workbench.analyses._rank_test import RANDOM_AT, Correct, Ranks, rank_rows, rank_test
 from workbench.analyses._weight_tables import tables
 from workbench.analyses.pruning import control_draws
 from workbench.analysis import Settings, analysis
 from workbench.figures.tables import keep, select, values
-from workbench.measures import DRAWS, certain, correct_answers, derived, draw, other_texts, proportion, shares
+from workbench.measures import DRAWS, certain, correct_answers, derived, draw, other_texts, proportion, shares, trained_share
 from workbench.models.anatomy import blocks
 from workbench.models.matrices import MATRICES, parts
 from workbench.results import Evidence, Metric, Result

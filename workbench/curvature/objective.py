@@ -82,6 +82,7 @@ class Objective:
         self.size = sum(free[name].numel() for name in chosen)
         self.dtype = dtype or (torch.float64 if self.size < DOUBLE_BELOW else torch.float32)
         self.module.to(self.dtype)
+        _keep_precision(self.module)
         self.parameters = {name: p for name, p in self.module.named_parameters() if name in set(chosen)}
         for name, p in self.module.named_parameters():
             p.requires_grad_(name in self.parameters)
@@ -124,9 +125,18 @@ class Objective:
                 total += self.flat(self.slopes(self.total(self.outputs(part), part)))
         return total
 
-    def slopes(self, value: Tensor, **how: Any) -> tuple[Tensor, ...]:
-        """Derivatives with respect to the parameters; zeros for those that play no part."""
-        return torch.autograd.grad(value, tuple(self.parameters.values()), materialize_grads=True, **how)
+    def slopes(self, value: Tensor | Sequence[Tensor], many: int = 0, **how: Any) -> tuple[Tensor, ...]:
+        """Derivatives with respect to the parameters; zeros for those that play no part.
+
+        `many`: `grad_outputs` and what comes back have a leading dimension of so many.
+        """
+        parameters = tuple(self.parameters.values())
+        found: Sequence[Tensor | None] = torch.autograd.grad(
+            value, parameters, allow_unused=True, is_grads_batched=many > 0, **how
+        )
+        # autograd's own zeros would lack the leading dimension.
+        lead = (many,) if many else ()
+        return tuple(p.new_zeros(*lead, *p.shape) if x is None else x for p, x in zip(parameters, found, strict=True))
 
     def flat(self, per_parameter: Sequence[Tensor], many: bool = False) -> Tensor:
         """`[n]` from one tensor per parameter; `[k, n]` where each has a leading dimension."""
@@ -184,12 +194,41 @@ def _chosen(free: dict[str, nn.Parameter], wanted: Sequence[str] | None) -> list
     return [name for name in free if name in every]
 
 
+class _RMSNorm(nn.Module):
+    """A norm of transformers' Llama and its kin, in the precision of what goes in."""
+
+    def __init__(self, weight: nn.Parameter, epsilon: float) -> None:
+        super().__init__()
+        self.weight, self.epsilon = weight, epsilon
+
+    def forward(self, x: Float[Tensor, "*rest d"]) -> Float[Tensor, "*rest d"]:
+        return self.weight * (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.epsilon))
+
+
+def _keep_precision(module: nn.Module) -> None:
+    """Exchange norms that compute in float32 whatever they are given: in double precision products would be good to 1e-8 only."""
+    for parent in list(module.modules()):
+        for name, child in parent.named_children():
+            epsilon = getattr(child, "variance_epsilon", None)
+            if type(child).__name__.endswith("RMSNorm") and isinstance(epsilon, float):
+                setattr(parent, name, _RMSNorm(child.get_parameter("weight"), epsilon))
+
+
 def _randomness(module: nn.Module) -> tuple[str, ...]:
     """What was switched off so that two calls give the same."""
-    drops = [m for m in module.modules() if isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0]  # pyright: ignore
-    if drops and module.training:
-        return (f"The model was in training mode with dropout ({len(drops)} layers); its curvature is that without.",)
-    return ()
+    live = [m for m in module.modules() if m.training]
+    drops = [m for m in live if isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0]  # pyright: ignore
+    # Attention drops by a rate of its own, without a layer.
+    drops += [m for m in live if isinstance(rate := getattr(m, "dropout", 0), float) and rate > 0]
+    norms = [m for m in live if isinstance(m, nn.modules.batchnorm._BatchNorm)]  # pyright: ignore
+    notes: list[str] = []
+    if drops:
+        notes.append(f"The model was in training mode with dropout ({len(drops)} layers); its curvature is that without.")
+    if norms:
+        notes.append(
+            f"The model was in training mode with batch norms ({len(norms)}); its curvature is that with their running means."
+        )
+    return tuple(notes)
 
 
 class _Predictions(nn.Module):
@@ -229,6 +268,8 @@ def of_model(
     Raises:
         UserError: as `Objective`; `text` of examples whose answers stand outside the sequence.
     """
+    if parameters is not None:  # refused by the names that the caller knows
+        _chosen({name: p for name, p in model.named_parameters() if p.requires_grad}, parameters)
     rows = max(1, tokens // examples.tokens.shape[1])
     parts: list[Part] = []
     for start in range(0, len(examples), rows):
@@ -242,5 +283,5 @@ def of_model(
             parts.append(Part((some, mask), some.tokens[:, 1:][mask], start + mask.nonzero()[:, 0]))
     names = None if parameters is None else [f"model.{name}" for name in parameters]
     made = _Predictions(model)
-    made.train(model.training)  # a wrapper must not change what it wraps
+    made.training = model.training  # and not `train()`, which would set the modes of the model's own parts
     return Objective(made, parts, parameters=names, dtype=dtype)

@@ -35,18 +35,16 @@ def hessian(objective: Objective) -> SymmetricMap:
             live = [i for i, slope in enumerate(slopes) if slope.requires_grad]
 
         def times(v: Tensor, many: bool) -> Tensor:
+            if not live:
+                return torch.zeros_like(v)
             pieces = objective.split(v)
-            return objective.flat(
-                torch.autograd.grad(
-                    [slopes[i] for i in live],
-                    tuple(objective.parameters.values()),
-                    [pieces[i] for i in live],
-                    retain_graph=True,
-                    materialize_grads=True,
-                    is_grads_batched=many,
-                ),
-                many,
+            found = objective.slopes(
+                [slopes[i] for i in live],
+                len(v) if many else 0,
+                grad_outputs=[pieces[i] for i in live],
+                retain_graph=True,
             )
+            return objective.flat(found, many)
 
         return times
 
@@ -137,7 +135,6 @@ def _slope_squared(objective: Objective, outputs: Tensor, part: Part) -> Callabl
 
 def _sandwich(objective: Objective, middle: Middle) -> SymmetricMap:
     def products(part: Part) -> Callable[[Tensor, bool], Tensor]:
-        parameters = tuple(objective.parameters.values())
         with objective.differentiable():
             outputs = objective.outputs(part)
             between = middle(objective, outputs.detach(), part)
@@ -147,13 +144,13 @@ def _sandwich(objective: Objective, middle: Middle) -> SymmetricMap:
             live = [i for i, slope in enumerate(pulled) if slope.requires_grad]
 
         def times(v: Tensor, many: bool) -> Tensor:
+            if not live:
+                return torch.zeros_like(v)
             pieces = objective.split(v)
             (pushed,) = torch.autograd.grad(
                 [pulled[i] for i in live], (dummy,), [pieces[i] for i in live], retain_graph=True, is_grads_batched=many
             )
-            back = torch.autograd.grad(
-                outputs, parameters, between(pushed), retain_graph=True, materialize_grads=True, is_grads_batched=many
-            )
+            back = objective.slopes(outputs, len(v) if many else 0, grad_outputs=between(pushed), retain_graph=True)
             return objective.flat(back, many)
 
         return times
