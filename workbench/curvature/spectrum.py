@@ -190,7 +190,7 @@ def _numbers(seen: Spectrum, n: int, scale: float, seed: int) -> Iterator[Metric
     yield replace(squares, **root, draws=tuple(np.sqrt(np.maximum(squares.draws, 0)).tolist()))
     yield _divided(_total("flat", of, lambda x: np.abs(x) < flat, n, ""), of.size, "share of the eigenvalues")
     below, size = (_each(of, f) for f in (lambda x: np.maximum(-x, 0), np.abs))
-    yield _over_probes("negative", below / size, n, "share of the absolute eigenvalues' sum")
+    yield _over_probes("negative", below / size, n, "share of the absolute eigenvalues' sum", exact=not len(of.nodes))
     apart = count_outliers(seen.top.values, of.size)
     outliers = certain("outliers", float(apart.count), n, "eigenvalues")
     # Where the last one that is known still stands apart there may be more.

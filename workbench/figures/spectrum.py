@@ -97,7 +97,7 @@ def _view(result: Result, training: str, step: int) -> Result:
 
 def axis(value: Any, linear: float) -> np.ndarray:
     """A place on the axis: linear around zero, in decades beyond, smooth between."""
-    return np.arcsinh(np.asarray(value, dtype=np.float64) / (2 * linear)) / np.log(10)
+    return np.asarray(np.arcsinh(np.asarray(value, dtype=np.float64) / (2 * linear)) / np.log(10))
 
 
 def _smooth(rows: pd.DataFrame, grid: np.ndarray, linear: float) -> np.ndarray:
