@@ -16,7 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from workbench import analyses
+    from workbench import analyses, labs
     from workbench.errors import UserError
     from workbench.examples import Capability, Correlation, Examples
     from workbench.models.checkpoints import load_model
@@ -36,6 +36,7 @@ __all__ = [
     "Study",
     "UserError",
     "analyses",
+    "labs",
     "load_model",
     "load_task",
 ]
@@ -56,8 +57,8 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     """Names are imported when first used, so that `import workbench` costs nothing."""
-    if name == "analyses":
-        return import_module("workbench.analyses")
+    if name in ("analyses", "labs"):
+        return import_module(f"workbench.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'workbench' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from workbench.cli import analyze, apps, export, reproduce, runs, study, tasks
+from workbench.cli import analyze, apps, export, lab, reproduce, runs, study, tasks
 from workbench.cli.contributed import Commands
 from workbench.errors import UserError
 
@@ -24,6 +24,7 @@ app.add_typer(tasks.app, name="tasks")
 app.command("analyze")(analyze.analyze)
 app.command("export")(export.export)
 app.command("reproduce")(reproduce.reproduce)
+app.command("lab")(lab.lab)
 app.command("report")(apps.report)
 app.command("app")(apps.dashboard)
 
