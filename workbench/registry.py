@@ -1,8 +1,8 @@
 """What there is to run: analyses, curvature instruments and labs, found by looking at files; listing them imports nothing.
 
-A registered module `<package>/<name>.py` defines a function of its own name, decorated with `@analysis(...)` or
-`@lab(...)`; beside it may lie modules that define none. The first line of the docstring is its summary; the arguments of the decorator are its facts, literals
-all but `check`.
+A registered module `<package>/<name>.py` defines a function of its own name, decorated with `@analysis(...)` or `@lab(...)`;
+beside it may lie modules that define none. The first line of the docstring is its summary; the arguments of the decorator are its
+facts, literals all but `check`.
 """
 
 from __future__ import annotations

@@ -101,7 +101,13 @@ def _print(found: Kept) -> None:
     if "expectations" in result.tables:
         lines: list[dict[str, Any]] = result.tables["expectations"].to_dict("records")
         expected = [
-            (e["says"], _range(e["expected_low"], e["expected_high"]), _number(e["value"]), _ends(e["low"], e["high"]), e["held"])
+            (
+                e["says"],
+                _range(e["expected_low"], e["expected_high"]),
+                _number(e["value"]),
+                _ends(e["low"], e["high"]),
+                e["held"],
+            )
             for e in lines
         ]
         print_table("Expectations", ("what", "expected", "measured", "95 %", "held"), expected)

@@ -33,6 +33,8 @@ DIMENSIONS, DISTANCE = 20, 4.0
 """Of the blobs: dimensions, and distance of each centre from the origin in standard deviations of a cluster."""
 COUNTING = {"kind": "pcfg", "text_length": 16, "window": 12, "families": ["count"], "occurrence": 1}
 ASKED = "count_a"
+COUNTING_ROWS = 128
+"""Of counting at most: a product with the Hessian of a transformer costs tens of times one of a small net of ReLUs."""
 DRAWN = 10_000
 """Texts drawn, of which those with the wanted answers are kept; larger counts are rare."""
 MOMENTUM, SGD_RATE, ADAM_RATE = 0.9, 0.02, 3e-3
@@ -65,7 +67,7 @@ def problem(source: Source, classes: int, rows: int, seed: int, split: str = "tr
     Args:
         source: what the rows are.
         classes: the k clusters, the digits 0 to k - 1, or the k successive counts of which there are most texts.
-        rows: how many at most.
+        rows: how many at most; `counting` never takes more than `COUNTING_ROWS`.
         seed: of everything that is drawn.
         split: rows of different splits are different, their classes are the same.
         control: no clusters: all blobs lie on one place, or the labels are shuffled over the rows.
@@ -116,7 +118,7 @@ def _counting(k: int, rows: int, seed: int, split: str, control: bool) -> Proble
     counts = examples.labels[ASKED].numpy()
     found = np.bincount(counts, minlength=len(examples.candidates))
     first = max(range(len(found) - k + 1), key=lambda c: int(found[c : c + k].min()))
-    each = min(rows // k, int(found[first : first + k].min()))
+    each = min(min(rows, COUNTING_ROWS) // k, int(found[first : first + k].min()))
     kept = np.concatenate([np.flatnonzero(counts == c)[:each] for c in range(first, first + k)])
     targets = torch.from_numpy(counts[kept].astype(np.int64) - first)
     answers = examples.candidates[first : first + k]
