@@ -51,7 +51,7 @@ def lab(
     from workbench.lab import kept, told
 
     for entry in chosen:
-        experiment = entry.load()
+        experiment: Any = entry.load()
         experiment.settings(values)  # refused before anything is said
         if not json:
             sys.stderr.write(f"{entry.name}: about {human_seconds(60 * entry.minutes)} on one core with its defaults\n")

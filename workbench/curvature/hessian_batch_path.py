@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -30,6 +30,9 @@ COUNTING_STEPS = 400
 """Steps of counting at most; Adam needs fewer."""
 PATHS = ("direct", "continued", "own", "other_start")
 POINTS = 21
+
+Frame = Any
+"""A pandas table; its own types do not say whether a selection is a table or a column."""
 
 
 class BatchPathSettings(LabSettings):
@@ -61,7 +64,7 @@ def hessian_batch_path(settings: BatchPathSettings) -> Result:
     the ends as a share of that from the start to the small-batch solution. `ends`: loss, accuracy and the largest eigenvalue of the
     Hessian of the training loss at every solution. Plain SGD; Adam for the transformer of `counting`, which plain SGD does not train.
     """
-    jobs = [(source, seed) for source in settings.sources for seed in settings.all_seeds]
+    jobs: list[tuple[Source, int]] = [(source, seed) for source in settings.sources for seed in settings.all_seeds]
     along: list[dict[str, Any]] = []
     barriers: list[dict[str, Any]] = []
     ends: list[dict[str, Any]] = []
@@ -175,10 +178,10 @@ def _sharpness(given: Problem, net: nn.Module, seed: int) -> float:
 
     matrix = hessian(given.objective(net)).linear_operator()
     start = numpy_generator(seed, "lanczos").standard_normal(matrix.shape[0])
-    return float(eigsh(matrix, k=1, which="LA", v0=start, tol=1e-6, return_eigenvectors=False)[0])
+    return float(eigsh(matrix, k=1, which="LA", v0=start, tol=cast(Any, 1e-6), return_eigenvectors=False)[0])
 
 
-def _table(along: pd.DataFrame) -> pd.DataFrame:
+def _table(along: Frame) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     names = ["source", "path", "split", "measure", "alpha"]
     for key, some in along.groupby(names, sort=False):
@@ -188,14 +191,14 @@ def _table(along: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _headline(barriers: pd.DataFrame, ends: pd.DataFrame) -> tuple[list[Metric], list[Expectation]]:
+def _headline(barriers: Frame, ends: Frame) -> tuple[list[Metric], list[Expectation]]:
     metrics: list[Metric] = []
     lines: list[Expectation] = []
     train = barriers[barriers["split"] == "train"]
     for source in dict.fromkeys(train["source"]):
+        n = int(train[train["source"] == source]["n"].min())
         for path in PATHS:
             some = train[(train["source"] == source) & (train["path"] == path)]
-            n = int(some["n"].min())
             height = over_seeds(f"barrier_{path}_{source}", some["barrier"].tolist(), n, "nats")
             metrics.append(over_seeds(f"apart_{path}_{source}", some["apart"].tolist(), n, "share of the way from the start"))
             metrics += [height, over_seeds(f"dip_{path}_{source}", some["dip"].tolist(), n, "accuracy lost")]

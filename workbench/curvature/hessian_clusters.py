@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -36,6 +36,9 @@ ORDERED = "counting"
 RESIDUAL = 1e-4
 """Largest ||H v - lambda v|| / lambda_1 of a leading eigenpair; worse ones are refused. An eigenvalue's error is about its square."""
 
+Frame = Any
+"""A pandas table; its own types do not say whether a selection is a table or a column."""
+
 
 class ClustersSettings(LabSettings):
     """Settings of `hessian_clusters`."""
@@ -67,7 +70,7 @@ def hessian_clusters(settings: ClustersSettings) -> Result:
     squared cosine of each outlier's eigenvector with each class's mean-logit direction. Arm `control`: no clusters (all blobs in
     one place, or shuffled labels).
     """
-    jobs = [
+    jobs: list[tuple[Source, str, int, int]] = [
         (source, arm, k, seed)
         for source in settings.sources
         for arm in ("classes", "control")
@@ -127,7 +130,9 @@ def _leading(given: Problem, net: nn.Module, seed: int) -> tuple[np.ndarray, np.
     matrix = hessian(given.objective(net)).linear_operator()
     size = int(matrix.shape[0])
     start = numpy_generator(seed, "lanczos").standard_normal(size)
-    values, vectors = eigsh(matrix, k=min(MOST + 1, size - 1), which="LA", v0=start, tol=1e-6, ncv=min(size, 3 * MOST))
+    values, vectors = eigsh(
+        matrix, k=min(MOST + 1, size - 1), which="LA", v0=start, tol=cast(Any, 1e-6), ncv=min(size, 3 * MOST)
+    )
     values, vectors = values[::-1].copy(), vectors[:, ::-1].copy()
     residual = float(np.linalg.norm(matrix @ vectors - vectors * values, axis=0).max() / abs(values[0]))
     if residual > RESIDUAL:
@@ -147,7 +152,7 @@ def _overlaps(given: Problem, net: nn.Module, top: np.ndarray, seed: int) -> dic
     }
 
 
-def _table(runs: pd.DataFrame) -> pd.DataFrame:
+def _table(runs: Frame) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for (source, arm, k), some in runs.groupby(["source", "arm", "k"], sort=False):
         m = over_seeds("outliers", some["outliers"].tolist(), int(some["n"].min()))
@@ -156,7 +161,7 @@ def _table(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _headline(runs: pd.DataFrame, settings: ClustersSettings) -> tuple[list[Metric], list[Expectation]]:
+def _headline(runs: Frame, settings: ClustersSettings) -> tuple[list[Metric], list[Expectation]]:
     metrics: list[Metric] = []
     lines: list[Expectation] = []
     for (source, arm), some in runs.groupby(["source", "arm"], sort=False):
@@ -164,8 +169,8 @@ def _headline(runs: pd.DataFrame, settings: ClustersSettings) -> tuple[list[Metr
         by_seed = [rows for _, rows in some.groupby("seed", sort=False)]
         follows = over_seeds(f"follows_{tail}", [float(_follows(rows).mean()) for rows in by_seed], n, "share of k")
         metrics.append(follows)
+        slope = over_seeds(f"slope_{tail}", [_slope(rows) for rows in by_seed], n, "outliers per class")
         if len(settings.classes) > 1:
-            slope = over_seeds(f"slope_{tail}", [_slope(rows) for rows in by_seed], n, "outliers per class")
             metrics.append(slope)
         names = ("overlap_gradients", "overlap_logits", "overlap_random")
         overlaps = [over_seeds(f"{name}_{tail}", [float(r[name].mean()) for r in by_seed], n, "share") for name in names]
@@ -179,10 +184,10 @@ def _headline(runs: pd.DataFrame, settings: ClustersSettings) -> tuple[list[Metr
     return metrics, lines
 
 
-def _follows(runs: pd.DataFrame) -> pd.Series:
+def _follows(runs: Frame) -> Frame:
     return (runs["outliers"] == runs["k"]) | (runs["outliers"] == runs["k"] - 1)
 
 
-def _slope(runs: pd.DataFrame) -> float:
+def _slope(runs: Frame) -> float:
     """Least squares of outliers on k."""
     return float(np.polyfit(runs["k"], runs["outliers"], 1)[0]) if runs["k"].nunique() > 1 else float("nan")

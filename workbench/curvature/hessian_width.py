@@ -27,6 +27,9 @@ GROWS = 0.8
 NARROW = 2
 """The GPT-2 of counting has the width divided by this: it has more parameters per width, and dearer products."""
 
+Frame = Any
+"""A pandas table; its own types do not say whether a selection is a table or a column."""
+
 
 class WidthSettings(LabSettings):
     """Settings of `hessian_width`."""
@@ -48,7 +51,9 @@ def hessian_width(settings: WidthSettings) -> Result:
     parameters, the share of negative eigenvalue mass, the distance of Hessian and Gauss-Newton matrix (`residual_share`), and the
     `asymmetry` of the computed matrix. `spectrum`: every eigenvalue of every net.
     """
-    jobs = [(source, width, seed) for source in settings.sources for width in settings.widths for seed in settings.all_seeds]
+    jobs: list[tuple[Source, int, int]] = [
+        (source, width, seed) for source in settings.sources for width in settings.widths for seed in settings.all_seeds
+    ]
     runs: list[dict[str, Any]] = []
     spectra: list[pd.DataFrame] = []
     for source, width, seed in progress(jobs, lambda job: f"{job[0]}, width {job[1]}, seed {job[2]}"):
@@ -119,7 +124,7 @@ def _probe(size: int, seed: int) -> torch.Tensor:
     return torch.randn(size, 16, generator=torch_generator(seed, "residual"), dtype=torch.float64)
 
 
-def _table(runs: pd.DataFrame) -> pd.DataFrame:
+def _table(runs: Frame) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for (source, width), some in runs.groupby(["source", "width"], sort=False):
         k = int(some["k"].iloc[0])
@@ -131,7 +136,7 @@ def _table(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _headline(runs: pd.DataFrame) -> tuple[list[Metric], list[Expectation]]:
+def _headline(runs: Frame) -> tuple[list[Metric], list[Expectation]]:
     """Per source: what share of added parameters the bulk takes, and how much the leading eigenvalues change, widest over narrowest."""
     metrics: list[Metric] = []
     lines: list[Expectation] = []

@@ -47,7 +47,8 @@ def _density(fig: go.Figure, result: Result, source: str, column: int) -> None:
     for width, color in zip(distinct(spectrum, "width"), COLORS, strict=False):
         mine = np.sort(values(select(spectrum, width=width), "value"))[::-1]
         counts, _ = np.histogram(mine, edges)
-        name, at = f"width {width}", {"row": 1, "col": column}
+        name = f"width {width}"
+        at: dict[str, Any] = {"row": 1, "col": column}
         shared: dict[str, Any] = {"legendgroup": name, "line": {"color": color, "width": 1.8, "shape": "hv"}}
         heights = np.where(counts > 0, counts, np.nan)
         fig.add_trace(
