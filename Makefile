@@ -1,6 +1,6 @@
 # Needs make and Python 3.11 or newer; nothing else has to be there before.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo tinystories test test-all test-browser app study analyze reproduce report bench lint clean
+.PHONY: help setup demo tinystories test test-all test-browser app study analyze reproduce labs report bench lint clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -35,6 +35,9 @@ analyze: setup ## one analysis: make analyze TARGET=quickstart:wrapped WITH=prun
 
 reproduce: setup ## a figure, table or the claims of the paper: make reproduce WHAT=fig5 (workbench reproduce --list)
 	$(BIN)/workbench reproduce $(WHAT) $(ARGS)
+
+labs: setup ## run every lab: self-contained experiments with what they expect (minutes)
+	$(BIN)/workbench lab --all $(ARGS)
 
 tinystories: setup ## the study of real stories from the bundled sample, offline, with a report (minutes)
 	$(BIN)/workbench study run stories_tiny $(ARGS)

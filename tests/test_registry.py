@@ -118,6 +118,7 @@ print(json.dumps([asdict(analyses["novel"]), "library" in analyses.names(), "_pr
         "n": None,
         "group": "evidence",
         "uses": [],
+        "minutes": 0,
     }
     assert not library
     assert not private

@@ -16,10 +16,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from workbench import analyses
+    from workbench import analyses, labs
+    from workbench.curvature.spectrum import spectrum_of as spectrum
     from workbench.errors import UserError
     from workbench.examples import Capability, Correlation, Examples
-    from workbench.curvature.spectrum import spectrum_of as spectrum
     from workbench.models.checkpoints import load_model
     from workbench.protocols import load_task
     from workbench.results import Result
@@ -37,6 +37,7 @@ __all__ = [
     "Study",
     "UserError",
     "analyses",
+    "labs",
     "load_model",
     "load_task",
     "spectrum",
@@ -61,8 +62,8 @@ _CALLED = {"spectrum": "spectrum_of"}
 
 def __getattr__(name: str) -> Any:
     """Names are imported when first used, so that `import workbench` costs nothing."""
-    if name == "analyses":
-        return import_module("workbench.analyses")
+    if name in ("analyses", "labs"):
+        return import_module(f"workbench.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'workbench' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), _CALLED.get(name, name))

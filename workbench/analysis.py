@@ -22,6 +22,22 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def read(name: str, schema: type[S], values: Mapping[str, Any]) -> S:
+    """Settings of what is called `name`, from plain data.
+
+    Raises:
+        UserError: an unknown name or a value out of range.
+    """
+    try:
+        return schema(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        if first["type"] == "extra_forbidden":
+            key = place(first["loc"])
+            raise UserError(f"{name} has no setting {key!r}{did_you_mean(key, schema.model_fields)}") from error
+        raise UserError(f"{name}: {complaint(first)}") from error
+
+
 class Analysis(Generic[S]):
     """A decorated analysis: call it with a subject and settings by name."""
 
@@ -44,16 +60,7 @@ class Analysis(Generic[S]):
         Raises:
             UserError: an unknown name or a value out of range.
         """
-        try:
-            return self.schema(**values)
-        except ValidationError as error:
-            first = error.errors()[0]
-            if first["type"] == "extra_forbidden":
-                name = place(first["loc"])
-                raise UserError(
-                    f"{self.__name__} has no setting {name!r}{did_you_mean(name, self.schema.model_fields)}"
-                ) from error
-            raise UserError(f"{self.__name__}: {complaint(first)}") from error
+        return read(self.__name__, self.schema, values)
 
     def check(self, values: Mapping[str, Any], question: Question, blocks: int) -> None:
         """Refuse settings that this analysis could not honour on a pair that is yet to be trained.

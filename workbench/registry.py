@@ -1,8 +1,8 @@
 """What there is to run: analyses, curvature instruments and labs, found by looking at files; listing them imports nothing.
 
-A registered module `<package>/<name>.py` defines a function of its own name, decorated with `@analysis(...)`; beside it may lie
-modules that define none. The first line of the docstring is its summary; the arguments of the decorator are its facts, literals
-all but `check`.
+A registered module `<package>/<name>.py` defines a function of its own name, decorated with `@analysis(...)` or `@lab(...)`;
+beside it may lie modules that define none. The first line of the docstring is its summary; the arguments of the decorator are its
+facts, literals all but `check`.
 """
 
 from __future__ import annotations
@@ -51,6 +51,8 @@ class Entry:
     """Examples that it takes by default, where that is not the study's own number."""
     uses: tuple[str, ...]
     """What it looks at where a pair has it: names of arms, or `siblings` for other fine-tunes; it runs without as well."""
+    minutes: float
+    """Of a lab: about how long it takes with its defaults on one core."""
 
     def load(self) -> Callable[..., Any]:
         """The function."""
@@ -86,6 +88,7 @@ class Registry:
 
 
 analyses = Registry(("workbench.analyses", "workbench.curvature"), "analysis")
+labs = Registry(("workbench.curvature", "workbench.dynamics"), "lab", "lab")
 
 
 @cache
@@ -115,5 +118,6 @@ def _describe(path: Path, package: str, decorator: str) -> Entry | None:
                         n=int(facts["n"]) if "n" in facts else None,
                         group=str(facts.get("group", "evidence")),
                         uses=tuple(facts.get("uses", ())),
+                        minutes=float(facts.get("minutes", 0)),
                     )
     return None

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import UserError
-from workbench.files import remove_folder
 from workbench.examples import Correlation, Examples, sha256
+from workbench.files import remove_folder
 from workbench.protocols import Task, compiled_weights, load_protocol, load_task
 from workbench.registry import analyses
 from workbench.run_writer import RunWriter

@@ -35,3 +35,15 @@ def working(place: Workplace) -> Generator[None]:
         yield
     finally:
         _here.reset(token)
+
+
+class Meter:
+    """Counts up to about a total and tells the workplace."""
+
+    def __init__(self, total: int) -> None:
+        self.done, self.total, self._place = 0, total, workplace()
+
+    def tick(self, more: int) -> None:
+        """So much more is done; an estimate that was too low stops at its end."""
+        self.done += more
+        self._place.progress(min(self.done, self.total), self.total)

@@ -35,7 +35,9 @@ def one(name: str) -> None:
         st.code(f"workbench lab {name} --store {reading.store().root}", language="bash")
         return
     folders = list(found)
-    folder = folders[0] if len(folders) == 1 else st.selectbox("Settings", folders, format_func=lambda f: _settings(found[f]), key=f"{name}-of")
+    folder = folders[0]
+    if len(folders) > 1:
+        folder = st.selectbox("Settings", folders, format_func=lambda f: _settings(found[f]), key=f"{name}-of") or folder
     result = found[folder]
     if "expectations" in result.tables:
         st.markdown(expected(result.tables["expectations"]))
@@ -49,7 +51,8 @@ def expected(table: pd.DataFrame) -> str:
         low, high = (f"{line[end]:.3g}" for end in ("low", "high"))
         known = line["low"] == line["low"]
         value = f"{line['value']:.3g}" + (f" [{low}, {high}]" if known else "")
-        rows.append(f"| {parts.plain(line['says'])} | {_range(line['expected_low'], line['expected_high'])} | {value} | {HELD[line['held']]} |")
+        expected = _range(line["expected_low"], line["expected_high"])
+        rows.append(f"| {parts.plain(line['says'])} | {expected} | {value} | {HELD[line['held']]} |")
     return "\n".join(rows)
 
 

@@ -15,7 +15,10 @@ from workbench.models.spec import ModelSpec
 
 def test_of_a_linear_regression_they_are_known():
     generator = torch.Generator().manual_seed(0)
-    x, y = torch.randn(7, 3, generator=generator, dtype=torch.float64), torch.randn(7, 1, generator=generator, dtype=torch.float64)
+    x, y = (
+        torch.randn(7, 3, generator=generator, dtype=torch.float64),
+        torch.randn(7, 1, generator=generator, dtype=torch.float64),
+    )
     layer = nn.Linear(3, 1, bias=False)
     objective = Objective(layer, [Part(x[:4], y[:4]), Part(x[4:], y[4:])], "squared_error")
     v = torch.randn(3, generator=generator, dtype=torch.float64)

@@ -12,7 +12,8 @@ from analyses.conftest import LookupTask
 from curvature.landscape_pair import trained_pair
 
 import workbench as wb
-from workbench.curvature import measured, spectrum as module
+from workbench.curvature import measured
+from workbench.curvature import spectrum as module
 from workbench.curvature.measured import Effort, measure
 from workbench.curvature.objective import of_model
 from workbench.curvature.operators import gauss_newton, hessian

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from workbench.cli import analyze, apps, export, reproduce, runs, spectrum, study, tasks
+from workbench.cli import analyze, apps, export, lab, reproduce, runs, spectrum, study, tasks
 from workbench.cli.contributed import Commands
 from workbench.errors import UserError
 
@@ -25,6 +25,7 @@ app.command("analyze")(analyze.analyze)
 app.command("export")(export.export)
 app.command("reproduce")(reproduce.reproduce)
 app.command("spectrum")(spectrum.spectrum)
+app.command("lab")(lab.lab)
 app.command("report")(apps.report)
 app.command("app")(apps.dashboard)
 

@@ -130,7 +130,8 @@ def print_result(title: str, result: Result, paths: Sequence[Path]) -> None:
     """A result: headline numbers, what they say, how far to trust them, and where its tables lie."""
     shown = result.to_json()["headline"]
     rows = [
-        (m["metric"], f"{m['value']:.4g}", f"[{m['low']:.4g}, {m['high']:.4g}]", str(m["n"]), m["unit"], m["bound"]) for m in shown
+        (m["metric"], f"{m['value']:.4g}", f"[{m['low']:.4g}, {m['high']:.4g}]", str(m["n"]), m["unit"], m["bound"])
+        for m in shown
     ]
     print_table(title, ("measure", "value", "95 %", "n", "unit", "bound"), rows)
     for line in result.evidence:

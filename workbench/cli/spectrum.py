@@ -12,9 +12,13 @@ from workbench.cli.common import Json, StorePath, human_seconds, open_to_read, p
 
 def spectrum(
     target: Annotated[str, typer.Argument(metavar="TARGET", help="A training run of the store, a study, or study:pair.")],
-    settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting, such as top=20 or n=64.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting, such as top=20 or n=64.")
+    ] = None,
     step: Annotated[int | None, typer.Option(min=0, help="Checkpoint of a run; the last when absent.")] = None,
-    capability: Annotated[str | None, typer.Option(help="What the examples of a run ask for; what it was evaluated on when absent.")] = None,
+    capability: Annotated[
+        str | None, typer.Option(help="What a run's examples ask for; what it was evaluated on if absent.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="One seed of a study; all of them when absent.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "cpu",
     store: StorePath = None,
@@ -39,7 +43,13 @@ def spectrum(
     run = opened.get(target)
     bar = None if json else _Bar()
     found = spectrum_of_run(
-        opened, run, values, step=step, capability=capability, device=device, progress=bar.tell if bar else lambda done, total: None
+        opened,
+        run,
+        values,
+        step=step,
+        capability=capability,
+        device=device,
+        progress=bar.tell if bar else lambda done, total: None,
     )
     if bar:
         bar.close()

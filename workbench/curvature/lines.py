@@ -47,7 +47,9 @@ def along(objective: Objective, direction: Float[Tensor, " n"]) -> AlongLine:
     return AlongLine(*(torch.cat(x).detach().double().cpu().numpy() for x in (slopes, curvatures)))
 
 
-def resampled_means(objective: Objective, of_rows: Float[np.ndarray, " rows"], draws: int, seed: int) -> Float[np.ndarray, " draws"]:
+def resampled_means(
+    objective: Objective, of_rows: Float[np.ndarray, " rows"], draws: int, seed: int
+) -> Float[np.ndarray, " draws"]:
     """Means over the rows of resampled examples: the rows of an example are drawn together."""
     owners = objective.owners.numpy()
     n = int(owners.max()) + 1

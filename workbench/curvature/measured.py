@@ -117,9 +117,7 @@ def measure(
     )
 
 
-def _ends(
-    h: SymmetricMap, values: Float[np.ndarray, " n"], vectors: torch.Tensor, effort: Effort
-) -> tuple[Pairs, Pairs]:
+def _ends(h: SymmetricMap, values: Float[np.ndarray, " n"], vectors: torch.Tensor, effort: Effort) -> tuple[Pairs, Pairs]:
     """Both ends of a full spectrum, their residuals measured as those of any other pair."""
     made: list[Pairs] = []
     scale = float(np.abs(values).max())

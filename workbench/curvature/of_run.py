@@ -48,7 +48,9 @@ def spectrum_of_run(
             raise UserError(f"spectrum of one run has no setting {name!r}, which is of pairs; drop it, or name a pair.")
     read = spectrum.settings(settings)
     if "task" not in run.spec or "training" not in run.spec:
-        raise UserError(f"{run.name} is no training, so it has no model to look at; name one that `workbench runs list` calls so.")
+        raise UserError(
+            f"{run.name} is no training, so it has no model to look at; name one that `workbench runs list` calls so."
+        )
     checkpoint = run.checkpoint(step)
     sets: list[dict[str, Any]] = list(run.spec["evaluation"]["sets"])
     task = load_task(run.spec["task"])

@@ -28,7 +28,7 @@ from workbench.models.fingerprint import check_unchanged, weights_sha256
 from workbench.results import Evidence, Metric, Result
 from workbench.statistics import bootstrap_mean
 from workbench.subjects import Pair, Question, Trajectory
-from workbench.workplace import workplace
+from workbench.workplace import Meter, workplace
 
 FLAT = 1e-3
 """Eigenvalues below this share of the largest, in size, count as the bulk at zero [Sagun+17 1706.04454 §3]."""
@@ -38,15 +38,21 @@ TRAININGS = ("finetune", "revived")
 class SpectrumSettings(Settings):
     """Settings of `spectrum`."""
 
-    n: int = Field(128, ge=1, description="test examples that the loss is the mean of; all at once, so that H is that of one batch")
-    on: Literal["answers", "text"] = Field("answers", description="loss of the answers, or of all tokens that training had as targets")
+    n: int = Field(
+        128, ge=1, description="test examples that the loss is the mean of; all at once, so that H is that of one batch"
+    )
+    on: Literal["answers", "text"] = Field(
+        "answers", description="loss of the answers, or of all tokens that training had as targets"
+    )
     top: int = Field(10, ge=1, le=200, description="largest eigenvalues; they are taken out of the density and placed exactly")
     bottom: int = Field(2, ge=1, le=50, description="smallest eigenvalues; these converge slowly")
     steps: int = Field(60, ge=4, le=400, description="Lanczos steps of each probe of the density")
     probes: int = Field(4, ge=1, le=100, description="random vectors of the density; the intervals rest on them")
     exact: bool = Field(False, description="all eigenvalues instead of a density (10,000 parameters at most)")
     points: int = Field(0, ge=0, le=40, description="checkpoints of fine-tuning and reviving that are measured as well")
-    only: Literal["pt", "ft", "both"] = Field("both", description="loss of the ability that may be lost, of the trained one, or both")
+    only: Literal["pt", "ft", "both"] = Field(
+        "both", description="loss of the ability that may be lost, of the trained one, or both"
+    )
 
 
 def _fits(settings: SpectrumSettings, question: Question, blocks: int) -> None:
@@ -138,23 +144,17 @@ class _Found:
 def _work(seed: int, settings: SpectrumSettings, effort: Effort, jobs: list[Job], found: _Found) -> None:
     """Measure one after another; what is done of one is kept where there is a place for it."""
     place = workplace()
-    done, total = 0, 0
+    meter: Meter | None = None
     for where, model, examples in jobs:
         objective = of_model(model(), examples, settings.on)
         if effort.exact and objective.size > FULL_BELOW:
             raise UserError(
                 f"spectrum: exact asks for all {objective.size:,} eigenvalues, and {FULL_BELOW:,} are the most; write exact: false."
             )
-        total = total or products_of(effort, objective.size) * len(jobs)
-
-        def tick(columns: int) -> None:
-            nonlocal done
-            done += columns
-            place.progress(min(done, total), total)
-
+        meter = meter or Meter(products_of(effort, objective.size) * len(jobs))
         name = "-".join(str(value) for value in where.values()).replace("/", "_")
         keeper = FolderKeeper(place.folder, f"{name}-") if place.folder else None
-        _add(found, where, measure(objective, effort, seed, keeper, tick), seed)
+        _add(found, where, measure(objective, effort, seed, keeper, meter.tick), seed)
 
 
 def _add(found: _Found, where: dict[str, Any], seen: Spectrum, seed: int) -> None:
@@ -163,7 +163,9 @@ def _add(found: _Found, where: dict[str, Any], seen: Spectrum, seed: int) -> Non
     found.size = seen.objective.size
     found.notes += seen.objective.notes
     for end, pairs in (("top", seen.top), ("bottom", seen.bottom)):
-        for rank, (value, residual, sure) in enumerate(zip(pairs.values, pairs.residuals, pairs.converged, strict=True), start=1):
+        for rank, (value, residual, sure) in enumerate(
+            zip(pairs.values, pairs.residuals, pairs.converged, strict=True), start=1
+        ):
             low, high = np.percentile(seen.top_draws[rank - 1], [2.5, 97.5]) if end == "top" else (np.nan, np.nan)
             shown = {"end": end, "rank": rank, "eigenvalue": float(value), "low": float(low), "high": float(high), "n": n}
             found.ends.append({**where, **shown, "residual": float(residual), "converged": bool(sure)})
@@ -171,7 +173,15 @@ def _add(found: _Found, where: dict[str, Any], seen: Spectrum, seed: int) -> Non
     tag = "_".join(str(where[key]) for key in ("model", "role")) if "model" in where else ""
     for metric in _numbers(seen, n, scale, seed):
         found.rows.append(
-            {**where, "measure": metric.metric, "value": metric.value, "low": metric.low, "high": metric.high, "n": n, "unit": metric.unit}
+            {
+                **where,
+                "measure": metric.metric,
+                "value": metric.value,
+                "low": metric.low,
+                "high": metric.high,
+                "n": n,
+                "unit": metric.unit,
+            }
         )
         if tag:
             found.metrics.append(replace(metric, metric=f"{metric.metric}_{tag}"))
@@ -252,11 +262,14 @@ def _result(capability: str, tuned_on: str, settings: SpectrumSettings, found: _
     limits = [
         f"H is that of {settings.n} examples and says nothing of others; an eigenvalue's interval resamples these, to first order in "
         "how far its vector turns.",
-        "An eigenvalue counts nats per squared step of the weights: models of other sizes or parametrisations are not held against one another by it.",
+        "An eigenvalue counts nats per squared step of the weights: models of other sizes or parametrisations are not held against one "
+        "another by it.",
         *dict.fromkeys(found.notes),
     ]
     if unsure:
-        limits.insert(0, f"{unsure} of {len(found.ends)} eigenvalues did not converge; the table says which, and how far off each can be.")
+        limits.insert(
+            0, f"{unsure} of {len(found.ends)} eigenvalues did not converge; the table says which, and how far off each can be."
+        )
     if settings.probes < 2 and not settings.exact:
         limits.append("One probe gives no interval: those of trace, norm and shares have no width.")
     result = Result(
@@ -301,7 +314,15 @@ def spectrum_of(model: PreTrainedModel, examples: Examples, *, seed: int = 0, ca
     read = spectrum.settings({**settings, "n": len(examples)})
     with check_unchanged(model):
         found = _Found()
-        _work(seed, read, effort_of(read), [({"model": "model", "role": "pt", "capability": capability}, lambda: model, examples)], found)
+        _work(
+            seed,
+            read,
+            effort_of(read),
+            [({"model": "model", "role": "pt", "capability": capability}, lambda: model, examples)],
+            found,
+        )
     result = _result(capability, capability, read, found)
     facts = {"seed": seed, "base_sha256": weights_sha256(model), "dtype": str(model.dtype).removeprefix("torch.")}
-    return replace(result, settings=read.model_dump(mode="json"), provenance={**result.provenance, **facts, "version": spectrum.version})
+    return replace(
+        result, settings=read.model_dump(mode="json"), provenance={**result.provenance, **facts, "version": spectrum.version}
+    )

@@ -15,7 +15,14 @@ from workbench.figures.tables import distinct, first, keep, select, values
 from workbench.figures.theme import finish, nothing, style
 from workbench.results import Result
 
-NAMES = {"model": "this model", "base": "base", "tuned": "fine-tuned", "revived": "revived", "never_had_it": "never had it", "behind": "base"}
+NAMES = {
+    "model": "this model",
+    "base": "base",
+    "tuned": "fine-tuned",
+    "revived": "revived",
+    "never_had_it": "never had it",
+    "behind": "base",
+}
 LOOKS = {"model": "base", "behind": "untrained"}
 """Styles of what has none of its own."""
 TRAININGS = {"finetune": "fine-tuning", "revived": "reviving"}
@@ -46,19 +53,21 @@ def figure(result: Result) -> go.Figure:
     low, high = (axis(f(values(table, "node")), linear) for f in (np.min, np.max))
     grid = np.linspace(float(low) - 0.3, float(high) + 0.3, POINTS)
     floor, ceiling = _range(table, roles, models, grid, linear)
+    shown: set[str] = set()
     for row, role in enumerate(roles, start=1):
         for column, model in enumerate(models, start=1):
-            first = row == column == 1
             for name in ("never_had_it", "behind", model):
                 mine = select(table, model=name, role=role)
                 if not mine.empty:
-                    _curve(fig, mine, name, grid, linear, row, column, first or (name == model and row == 1))
+                    _curve(fig, mine, name, grid, linear, row, column, name not in shown)
+                    shown.add(name)
                     _sticks(fig, select(ends, model=name, role=role), name, linear, floor, row, column)
             _axes(fig, edge, linear, floor, ceiling, grid, row, column, row == len(roles))
     return finish(
         fig,
         "Where do the eigenvalues of the loss's Hessian lie?",
-        f"{result.provenance.get('parameters', 0):,} parameters; {_batch(result)}; sticks: the largest and smallest eigenvalues, a cross where one did not converge",
+        f"{result.provenance.get('parameters', 0):,} parameters; {_batch(result)}; "
+        "sticks: the largest and smallest eigenvalues, a cross where one did not converge",
         height=150 + 250 * len(roles),
         top=108,
     )
@@ -75,10 +84,11 @@ def at_checkpoint_alt(result: Result, training: str, step: int) -> str:
     parts: list[str] = []
     for role in distinct(path, "role"):
         mine = select(path, role=role)
-        value = {str(m): (float(v), float(low), float(high)) for m, v, low, high in zip(mine["measure"], mine["value"], mine["low"], mine["high"], strict=True)}
-        top, loss = value["lambda_max"], value["loss"][0]
+        top, loss = (
+            [float(first(select(mine, measure=m), end)) for end in ("value", "low", "high")] for m in ("lambda_max", "loss")
+        )
         parts.append(
-            f"the loss of {words.capability(str(first(mine, 'capability')))} is {words.number(loss)} nats and its sharpest direction "
+            f"the loss of {words.capability(str(first(mine, 'capability')))} is {words.number(loss[0])} nats and its sharpest direction "
             f"{words.number(top[0])} [{words.number(top[1])}, {words.number(top[2])}]"
         )
     return f"At step {step:,} of {TRAININGS.get(training, training)} {words.listed(parts)}."
@@ -105,9 +115,7 @@ def _smooth(rows: pd.DataFrame, grid: np.ndarray, linear: float) -> np.ndarray:
     return np.exp(-(apart**2) / 2) @ values(rows, "weight") / (WIDTH * np.sqrt(2 * np.pi))
 
 
-def _range(
-    table: pd.DataFrame, roles: list[str], models: list[str], grid: np.ndarray, linear: float
-) -> tuple[float, float]:
+def _range(table: pd.DataFrame, roles: list[str], models: list[str], grid: np.ndarray, linear: float) -> tuple[float, float]:
     """What is shown on the y axis: from a tenth of an eigenvalue's mass to the highest peak."""
     peaks = [
         _smooth(rows, grid, linear).max()
@@ -132,7 +140,7 @@ def _curve(
             mode="lines",
             name=NAMES[name],
             legendgroup=name,
-            showlegend=legend and not any(t.name == NAMES[name] for t in fig.data),
+            showlegend=legend,
             line={"color": how.color, "width": 1.3 if how.control else 2, "dash": how.dash if how.control else "solid"},
             fill=None if how.control else "tozeroy",
             fillcolor=how.faint,

@@ -21,7 +21,9 @@ def along_training(study: Study, pair: str, seed: int | None, mark: str) -> None
     path = result.tables["path"]
     trainings = list(dict.fromkeys(path["training"]))
     left, right = st.columns([1, 3])
-    training = left.radio("Training", trainings, format_func=lambda name: TRAININGS.get(name, name), key="training") or trainings[0]
+    training = (
+        left.radio("Training", trainings, format_func=lambda name: TRAININGS.get(name, name), key="training") or trainings[0]
+    )
     steps = sorted(set(path[path["training"] == training]["step"]))
     step = right.select_slider("Checkpoint (step)", steps, key=f"step-{training}")
     fig, said = at_checkpoint(result, training, int(step)), at_checkpoint_alt(result, training, int(step))
@@ -39,7 +41,9 @@ def below(study: Study, pair: str, seed: int | None, mark: str) -> None:
         along_training(study, pair, seed, mark)
     with parts.seam("Labs"):
         st.subheader("What shapes a Hessian", divider="gray")
-        st.caption("Experiments of their own, on blobs, digits and the counting task: outliers follow the data, the bulk follows the width.")
+        st.caption(
+            "Experiments of their own on blobs, digits and counting: outliers follow the data, the bulk follows the width."
+        )
         labs.section([name for name, entry in known.entries().items() if entry.group == "curvature"])
 
 
