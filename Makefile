@@ -1,6 +1,6 @@
 # Needs make and Python 3.11 or newer; nothing else has to be there before.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo tinystories test test-all test-browser app study analyze reproduce labs report bench lint clean
+.PHONY: help setup demo tinystories test test-all test-browser app study analyze spectrum reproduce labs report bench lint clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -8,6 +8,7 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 STUDY ?= quickstart
 WHAT ?= claims
+RUN ?= quickstart:wrapped
 STUDY_NAME = $(basename $(notdir $(STUDY)))
 
 help: ## this list
@@ -32,6 +33,9 @@ study: setup ## run a study: make study STUDY=counting ARGS='--seeds 0-4'
 
 analyze: setup ## one analysis: make analyze TARGET=quickstart:wrapped WITH=pruning
 	$(BIN)/workbench analyze $(TARGET) --with $(WITH) $(ARGS)
+
+spectrum: setup ## eigenvalues of the loss's Hessian at a run or a pair: make spectrum RUN=quickstart:wrapped
+	$(BIN)/workbench spectrum $(RUN) $(ARGS)
 
 reproduce: setup ## a figure, table or the claims of the paper: make reproduce WHAT=fig5 (workbench reproduce --list)
 	$(BIN)/workbench reproduce $(WHAT) $(ARGS)
