@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -133,6 +135,12 @@ def test_barriers_are_those_of_the_drawn_lines(results):
 def test_a_small_batch_must_be_small():
     with pytest.raises(wb.UserError, match="a small batch of 40 is no small part of all 60 rows; give at most half of them"):
         wb.labs.hessian_batch_path(rows=60, small=40, sources=["blobs"])
+
+
+@pytest.mark.parametrize(("widths", "own"), [([8, 4], "[8, 4] for blobs"), ([4, 8], "[4, 4] for counting")])
+def test_widths_must_increase_for_every_source(widths, own):
+    with pytest.raises(wb.UserError, match=re.escape(f"widths {widths} make nets of widths {own}; give increasing ones")):
+        wb.labs.hessian_width(widths=widths)
 
 
 @pytest.mark.slow

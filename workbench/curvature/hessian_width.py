@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from workbench.curvature.objective import Objective
 from workbench.curvature.operators import gauss_newton, hessian
@@ -24,8 +24,9 @@ SAME = 0.2
 """Expected change, at most, of each of the k largest eigenvalues from the narrowest to the widest net, as a share."""
 GROWS = 0.8
 """Expected share, at least, of the added parameters that adds to the bulk at zero."""
-NARROW = 2
-"""The GPT-2 of counting has the width divided by this: it has more parameters per width, and dearer products."""
+NARROW = 3 / 8
+"""The GPT-2 of counting has this share of the width: it has more parameters per width, and dearer products."""
+
 
 Frame = Any
 """A pandas table; its own types do not say whether a selection is a table or a column."""
@@ -40,6 +41,21 @@ class WidthSettings(LabSettings):
     rows: int = Field(400, ge=32, le=5000, description="training rows at most")
     loss: float = Field(0.1, gt=0, description="training ends at this mean loss (nats)")
     steps: int = Field(3000, ge=1, description="training steps at most")
+
+    @model_validator(mode="after")
+    def _widths_differ(self) -> WidthSettings:
+        for source in self.sources:
+            own = [_width(source, width) for width in self.widths]
+            if own != sorted(set(own)) or own[0] < 2:
+                raise ValueError(
+                    f"widths {list(self.widths)} make nets of widths {own} for {source}; give increasing ones that differ more"
+                )
+        return self
+
+
+def _width(source: Source, width: int) -> int:
+    """Of a source's nets; two heads of equal size in the GPT-2 of counting, and at least 4, below which it does not learn."""
+    return 2 * max(2, round(width * NARROW / 2)) if source == "counting" else width
 
 
 @lab(version=1, paper="Sagun+17 1706.04454", minutes=4, group="curvature")
@@ -59,7 +75,7 @@ def hessian_width(settings: WidthSettings) -> Result:
     for source, width, seed in progress(jobs, lambda job: f"{job[0]}, width {job[1]}, seed {job[2]}"):
         k = min(settings.classes, MOST_CLASSES[source])
         given = problem(source, k, settings.rows, seed)
-        net = given.net(max(4, width // NARROW // 2 * 2) if source == "counting" else width, seed)
+        net = given.net(_width(source, width), seed)
         trained = train_to(net, given, settings.loss, settings.steps)
         objective = given.objective(net)
         matrix = hessian(objective)
@@ -137,7 +153,7 @@ def _table(runs: Frame) -> pd.DataFrame:
 
 
 def _headline(runs: Frame) -> tuple[list[Metric], list[Expectation]]:
-    """Per source: what share of added parameters the bulk takes, and how much the leading eigenvalues change, widest over narrowest."""
+    """Per source: the bulk's share of added parameters, and how the leading eigenvalues change, widest over narrowest."""
     metrics: list[Metric] = []
     lines: list[Expectation] = []
     for (source,), some in runs.groupby(["source"], sort=False):
