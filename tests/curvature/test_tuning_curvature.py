@@ -187,6 +187,17 @@ def test_intervals_are_t_intervals_over_the_sets(result, exact):
     assert (rows(table, measure="sharpness")["sets"] == 2).all()
 
 
+def test_how_many_times_as_sharp_is_a_geometric_mean(result, exact):
+    tops = {name: np.array([float(torch.linalg.eigvalsh(h)[-1]) for h, _ in found]) for name, found in exact.items()}
+    logs = np.log(tops["tuned"] / tops["base"])
+    shown, half = result.metric("sharper_pt"), 12.706204736174694 * logs.std(ddof=1) / np.sqrt(2)
+    assert shown.pool == "geometric"
+    np.testing.assert_allclose(
+        [shown.value, shown.low, shown.high], np.exp(logs.mean() + half * np.array([0, -1, 1])), rtol=1e-3
+    )
+    assert shown.low < np.median(shown.draws) < shown.high
+
+
 def test_every_step_has_its_random_twin_and_begins_and_ends_somewhere(result):
     table = result.tables["directions"]
     seen = {(m, d) for m, d in zip(table["model"], table["direction"], strict=True) if not d.startswith("gradient")}

@@ -19,6 +19,8 @@ Bounds = tuple[float, float]
 ANY: Bounds = (-math.inf, math.inf)
 SHARE: Bounds = (0.0, 1.0)
 POSITIVE: Bounds = (0.0, math.inf)
+MOST = 60.0
+"""Logarithm of the largest end of an interval of a ratio: two sets have Cauchy's tails, which overflow."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +71,29 @@ def row(values: Float[np.ndarray, " sets"], n: int, unit: str, bounds: Bounds = 
     return {"value": value, "low": low, "high": high, "n": n, "unit": unit}
 
 
-def metric(name: str, values: Float[np.ndarray, " sets"], n: int, unit: str, bounds: Bounds = ANY, seed: int = 0) -> Metric:
+def metric(name: str, values: Float[np.ndarray, " sets"], n: int, unit: str, bounds: Bounds = ANY) -> Metric:
     """A headline number; its draws follow the same t-distribution. Undefined where a set has no number."""
     if not np.isfinite(values).all():
         return Metric(name, math.nan, math.nan, math.nan, n, unit, "undefined", draws=(math.nan,) * DRAWS)
     value, low, high = interval(values, bounds)
-    draws = np.full(DRAWS, value)
-    if len(values) > 1:
-        noise = numpy_generator(seed, "t", name).standard_t(len(values) - 1, DRAWS)
-        draws = np.clip(value + np.std(values, ddof=1) / math.sqrt(len(values)) * noise, *bounds)
-    return Metric(name, value, low, high, n, unit, draws=tuple(float(f"{x:.6g}") for x in draws))
+    return Metric(name, value, low, high, n, unit, draws=_rounded(np.clip(_draws(name, values), *bounds)))
+
+
+def ratio(name: str, values: Float[np.ndarray, " sets"], n: int, unit: str) -> Metric:
+    """The geometric mean of ratios that each set has, its t-interval on the log scale; undefined where one is not positive."""
+    if not (np.isfinite(values).all() and (values > 0).all()):
+        return Metric(name, math.nan, math.nan, math.nan, n, unit, "undefined", "geometric", draws=(math.nan,) * DRAWS)
+    value, low, high = np.exp(np.clip(interval(np.log(values)), -MOST, MOST)).tolist()
+    draws = np.exp(np.clip(_draws(name, np.log(values)), -MOST, MOST))
+    return Metric(name, value, low, high, n, unit, pool="geometric", draws=_rounded(draws))
+
+
+def _draws(name: str, values: Float[np.ndarray, " sets"]) -> Float[np.ndarray, " draws"]:
+    if len(values) < 2:
+        return np.full(DRAWS, float(np.mean(values)))
+    noise = numpy_generator(0, "t", name).standard_t(len(values) - 1, DRAWS)
+    return np.mean(values) + np.std(values, ddof=1) / math.sqrt(len(values)) * noise
+
+
+def _rounded(draws: Float[np.ndarray, " draws"]) -> tuple[float, ...]:
+    return tuple(float(f"{x:.6g}") for x in draws)

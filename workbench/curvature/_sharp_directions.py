@@ -167,7 +167,7 @@ class SharpDirections:
         return found.reshape(self.examples.count, -1).mean(1)
 
     def sharpness(self, model: str, role: str) -> Float[np.ndarray, " sets"]:
-        """The largest eigenvalue on each set."""
+        """The largest eigenvalue on each set: never below 0, for a model with layer norms or a softmax has flat directions."""
         return np.array([self.top(model, role, part).values[0] for part in range(self.examples.count)])
 
     # --- tables

@@ -11,7 +11,7 @@ import math
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -131,10 +131,7 @@ class Objective:
         `many`: `grad_outputs` and what comes back have a leading dimension of so many.
         """
         parameters = tuple(self.parameters.values())
-        found = cast(
-            Sequence[Tensor | None],
-            torch.autograd.grad(value, parameters, allow_unused=True, is_grads_batched=many > 0, **how),
-        )
+        found: Any = torch.autograd.grad(value, parameters, allow_unused=True, is_grads_batched=many > 0, **how)
         # autograd's own zeros would lack the leading dimension.
         lead = (many,) if many else ()
         return tuple(p.new_zeros(*lead, *p.shape) if x is None else x for p, x in zip(parameters, found, strict=True))

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from workbench.analysis import Settings, analysis
 from workbench.curvature._block_spectra import block_spectra, block_table, heterogeneity_table, mean_distance
-from workbench.curvature._example_sets import ANY, SHARE, example_sets, metric
+from workbench.curvature._example_sets import ANY, POSITIVE, SHARE, example_sets, metric, ratio
 from workbench.curvature._sharp_directions import ENDS, SharpDirections
 from workbench.curvature._sharpness_path import highest, path, trainings
 from workbench.curvature.subspaces import random_overlap, random_share
@@ -24,6 +24,8 @@ from workbench.results import Evidence, Metric, Result
 from workbench.subjects import Pair
 
 UNIT = "nats per squared weight"
+BLOCK_TOLERANCE = 1e-2
+"""Of the ten sharpest directions of a block, which are there to set the unit of its spectrum."""
 
 
 class TuningCurvatureSettings(Settings):
@@ -35,8 +37,8 @@ class TuningCurvatureSettings(Settings):
     points: int = Field(5, ge=2, description="checkpoints of each training at which sharpness is measured")
     probes: int = Field(4, ge=1, description="random vectors per trace and set")
     random_draws: int = Field(2, ge=1, description="random steps per step and set that serve as the control")
-    block_steps: int = Field(16, ge=2, description="steps of the quadrature of each block's spectrum; 0 probes for none")
-    block_probes: int = Field(2, ge=0, description="random vectors of each block's spectrum; 0 for no blocks")
+    block_steps: int = Field(12, ge=2, description="steps of the quadrature of each block's spectrum")
+    block_probes: int = Field(4, ge=0, description="random vectors of each block's spectrum; 0 for no blocks")
     tolerance: float = Field(
         1e-3, gt=0, le=0.1, description="largest residual of an eigenpair, relative to the largest eigenvalue"
     )
@@ -127,7 +129,7 @@ def _blocks(sharp: SharpDirections, settings: TuningCurvatureSettings) -> dict[s
             sharp.examples.sets["pt"][0],
             steps=settings.block_steps,
             probes=settings.block_probes,
-            tolerance=settings.tolerance,
+            tolerance=max(settings.tolerance, BLOCK_TOLERANCE),
             dtype=sharp.dtype,
             seed=sharp.pair.seed,
         )
@@ -141,9 +143,8 @@ def _models(sharp: SharpDirections) -> list[Metric]:
     found: list[Metric] = []
     for role in sharp.examples.sets:
         each = {model: sharp.sharpness(model, role) for model in sharp.models}
-        found += [metric(f"sharpness_{model}_{role}", values, sharp.n, UNIT) for model, values in each.items()]
-        ratio = metric(f"sharper_{role}", each["tuned"] / each["base"], sharp.n, "times the base's sharpness")
-        found.append(ratio)
+        found += [metric(f"sharpness_{model}_{role}", values, sharp.n, UNIT, POSITIVE) for model, values in each.items()]
+        found.append(ratio(f"sharper_{role}", each["tuned"] / each["base"], sharp.n, "times the base's sharpness"))
     return found
 
 
