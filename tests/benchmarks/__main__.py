@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from tests.benchmarks.curvature import against_eigenthings, products_in_gradients
 from tests.benchmarks.data import tokens_per_second
 from tests.benchmarks.generation import against_one_by_one
 from tests.benchmarks.leave_one_out import against_naive
@@ -63,6 +64,7 @@ def rows(short: bool) -> Iterator[Row]:
         ratio = against_whole_passes(size, examples, 1 if short else 5)
         what = f"pruning curve in the last of {size.blocks} blocks, width {size.width}"
         yield what, f"{ratio:.1f}x whole passes", ">= 1.3x", ratio >= 1.3
+    yield from _curvature(short)
     ratio, ours, naive = against_one_by_one(1 if short else 8, 16 if short else 128)
     said = f"{ratio:.0f}x one by one without a cache ({ours:.2f} against {naive:.1f} s)"
     yield "greedy continuations of 32 prompts, 4 blocks, width 128", said, ">= 5x", ratio >= 5
@@ -70,6 +72,25 @@ def rows(short: bool) -> Iterator[Row]:
     yield "two workers of one thread", f"{ratio:.2f}x one of two threads", ">= 1.4x", ratio >= 1.4
     seconds = help_seconds(1 if short else 7)
     yield "workbench --help", f"{seconds:.2f} s", "< 0.7 s", seconds < 0.7
+
+
+def _curvature(short: bool) -> Iterator[Row]:
+    """Products with the Hessian, and whole spectra against the library of that purpose."""
+    single, column = products_in_gradients(1 if short else 15)
+    yield "product with the Hessian, 5,000 parameters, one after another", f"{single:.2f} gradients", "<= 2.5", single <= 2.5
+    yield "column of the full Hessian, 5,000 parameters", f"{column:.2f} gradients", "<= 1.6", column <= 1.6
+    try:
+        found = against_eigenthings(short)
+    except ImportError:
+        yield "spectra against hessian-eigenthings", "pip install -c constraints.txt -e '.[bench]'", ">= 2x", False
+        return
+    for what, one in zip(("top 10 eigenpairs", "density, 80 steps x 10 probes, top 10 deflated"), found, strict=True):
+        ratio = one.theirs / one.ours
+        said = (
+            f"{ratio:.1f}x hessian-eigenthings ({one.ours:.1f} against {one.theirs:.1f} s; "
+            f"error {one.our_error:.1e} against {one.their_error:.1e})"
+        )
+        yield f"{what}, 100,000 parameters", said, ">= 2x", ratio >= 2 and one.our_error <= one.their_error
 
 
 def _step(what: str, speed: Speed) -> Row:

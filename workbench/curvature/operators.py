@@ -17,10 +17,13 @@ from torch import Tensor, nn
 
 from workbench.curvature.maps import CHUNK, SymmetricMap
 from workbench.curvature.objective import Objective, Part
+from workbench.examples import Examples
 from workbench.models.anatomy import anatomy, blocks, head_shape
 
 AT_ONCE_BELOW = 20_000
 """Parameters below which columns go through the graph together; larger models gain nothing and would need the memory."""
+AT_ONCE_PLACES = 8_192
+"""Columns times tokens (or rows) that go through at once: on a CPU more of them leave the caches, and cost more than one by one."""
 KEPT = 4
 """Graphs of parts that are kept; where there are more parts, each product makes them anew, in the memory of one."""
 
@@ -171,13 +174,20 @@ class _Parts:
         return [self.products(part) for part in self.objective.parts] if few else None
 
     def apply(self, v: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
-        at_once = CHUNK if self.objective.size < AT_ONCE_BELOW else 1
+        most = max(1, min(CHUNK, AT_ONCE_PLACES // max(_places(part) for part in self.objective.parts)))
+        at_once = most if self.objective.size < AT_ONCE_BELOW else 1
         total = torch.zeros(v.shape[1], v.shape[0], dtype=v.dtype, device=v.device)
         for part in self._kept or map(self.products, self.objective.parts):
             for start in range(0, v.shape[1], at_once):
                 rows = v.T[start : start + at_once].contiguous()
                 total[start : start + at_once] += part(rows, True) if len(rows) > 1 else part(rows[0], False)[None]
         return total.T.contiguous()
+
+
+def _places(part: Part) -> int:
+    """How many places the model computes: tokens of examples, else rows."""
+    first = part.inputs[0] if isinstance(part.inputs, tuple) else part.inputs
+    return first.tokens.numel() if isinstance(first, Examples) else len(part.targets)
 
 
 def _map(objective: Objective, products: Callable[[Part], Callable[[Tensor, bool], Tensor]]) -> SymmetricMap:
