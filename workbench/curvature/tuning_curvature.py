@@ -51,7 +51,7 @@ class TuningCurvatureSettings(Settings):
     version=1,
     holds=800,
     n=192,
-    passes=900,
+    passes=2800,
     paper="Sagun+17 1706.04454; Zhang+24 2402.16788",
     group="curvature",
     uses=("revived", "never_had_it"),
