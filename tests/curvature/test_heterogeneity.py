@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from workbench.curvature.heterogeneity import FLAT, RANK, Spectrum, binned, heterogeneity, jensen_shannon, ranked
+from workbench.curvature.density import density
+from workbench.curvature.heterogeneity import FLAT, RANK, Spectrum, binned, coarser, heterogeneity, jensen_shannon, ranked
 
 
 def exact(values) -> Spectrum:
@@ -28,7 +29,7 @@ def test_identical_copies_have_no_distance_and_neither_have_scaled_ones(some):
 
 
 def test_densities_that_share_no_bin_are_log_two_apart():
-    p, q = np.zeros(29), np.zeros(29)
+    p, q = np.zeros(21), np.zeros(21)
     p[15], q[[4, 20]] = 1, 0.5
     assert jensen_shannon(p, q) == pytest.approx(math.log(2), abs=1e-15)
 
@@ -36,7 +37,7 @@ def test_densities_that_share_no_bin_are_log_two_apart():
 def test_spectra_that_share_their_unit_alone_are_log_two_apart_but_for_its_mass():
     n = 100_000
     unit, rest = np.array([10, n - 10]) / n
-    one, other = (Spectrum(np.array([1.0, x]), np.array([unit, rest]), n) for x in (0.01, -0.5))
+    one, other = (Spectrum(np.array([1.0, x]), np.array([unit, rest]), n) for x in (0.1, -0.5))
     assert heterogeneity([one, other])[0, 1] == pytest.approx(rest * math.log(2), abs=1e-12)
 
 
@@ -74,7 +75,7 @@ def test_bins_keep_all_mass_and_put_zeros_in_the_middle_and_signs_on_their_sides
     middle = len(masses) // 2
     unit = binned(exact([1.0] * 10 + [0.0] * 10))
     assert unit[middle] == pytest.approx(0.5)
-    assert np.flatnonzero(unit[middle + 1 :]).tolist() == [6]  # three decades above FLAT, two bins each
+    assert np.flatnonzero(unit[middle + 1 :]).tolist() == [3]  # a decade and a half above FLAT, two bins each
     negative = binned(exact([1.0] * 10 + [-1.0] * 10))
     np.testing.assert_array_equal(negative[:middle], negative[middle + 1 :][::-1])
 
@@ -88,3 +89,15 @@ def test_what_has_no_positive_eigenvalue_of_that_rank_is_not_known():
     matrix = heterogeneity([exact([1.0] * 9 + [0.0] * 30), exact([1.0] * 20)])
     assert np.isnan(matrix[0]).all()
     assert matrix[1, 1] == 0
+
+
+def test_a_coarser_quadrature_is_that_of_fewer_steps(rotated):
+    of, _ = rotated(np.concatenate([[40.0, 9], np.random.default_rng(0).normal(size=60)]))
+    long, short = (density(of, steps=steps, probes=2, seed=5) for steps in (24, 9))
+    for probe in range(2):
+        nodes, weights = coarser(long.nodes[probe], long.weights[probe], 9)
+        np.testing.assert_allclose(nodes, short.nodes[probe], rtol=1e-8)
+        np.testing.assert_allclose(weights, short.weights[probe], rtol=1e-6)
+    few = coarser(np.array([1.0, 1.0, 1.0]), np.array([0.2, 0.3, 0.4]), 3)  # one eigenvalue: one step spans all
+    np.testing.assert_allclose(few[0], [1.0])
+    np.testing.assert_allclose(few[1], [0.9])

@@ -151,6 +151,8 @@ def test_overlaps_and_their_ceiling_are_those_of_the_dense_hessians(result, exac
     table = result.tables["overlaps"]
     assert one(table, a="base", b="tuned", role="pt", measure="overlap") == pytest.approx(np.mean(same_set), abs=2e-3)
     assert one(table, a="base", b="base", role="pt", measure="overlap") == pytest.approx(np.mean(other_set), abs=2e-3)
+    shown = result.metric("overlap_ceiling_base_pt")
+    assert (shown.low, shown.high) == pytest.approx((min(shown.draws), max(shown.draws)), rel=1e-5)
     n = len(exact["base"][0][0])
     assert one(table, a="base", b="tuned", role="pt", measure="random") == pytest.approx(3 / n)
     assert {(a, b) for a, b in zip(table["a"], table["b"], strict=True) if a != b} == {
@@ -224,7 +226,9 @@ def test_the_path_begins_and_ends_at_the_models(result):
             # The models' own sharpness on the first of the two sets lies within their range.
             spread = rows(result.table, model=model, role=role, rank=1, measure="eigenvalue").iloc[0]
             assert spread["low"] - 1e-9 <= found <= spread["high"] + 1e-9
-    assert len(rows(path, training="random", role="pt", measure="sharpness")) == 2
+    random = rows(path, training="random", role="pt", measure="sharpness")["value"].tolist()
+    start = one(path, training="finetune", step=0, role="pt", measure="sharpness")
+    assert len({round(x, 9) for x in (*random, start)}) == 3
     assert (rows(path, measure="residual")["value"] < 1e-2 * rows(path, measure="sharpness")["value"].max()).all()
 
 

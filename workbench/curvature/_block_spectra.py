@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from workbench.curvature.density import Density, density
-from workbench.curvature.heterogeneity import RANK, Spectrum, heterogeneity
+from workbench.curvature.heterogeneity import RANK, Spectrum, coarser, heterogeneity
 from workbench.curvature.lanczos import Pairs, extreme_pairs
 from workbench.curvature.objective import of_model
 from workbench.curvature.operators import hessian
@@ -31,6 +31,14 @@ class BlockSpectrum:
         """Its density, of some of the probes."""
         d = self.density
         nodes, masses = Density(d.nodes[probes], d.weights[probes], d.deflated, d.size).masses()
+        return Spectrum(nodes, masses, d.size)
+
+    def half(self) -> Spectrum:
+        """The same from half the steps, which says how far the quadrature has settled."""
+        d = self.density
+        found = [coarser(n, w, max(1, d.nodes.shape[1] // 2)) for n, w in zip(d.nodes, d.weights, strict=True)]
+        nodes = np.concatenate([*(n for n, _ in found), d.deflated])
+        masses = np.concatenate([*(w / len(found) for _, w in found), np.full(len(d.deflated), 1 / d.size)])
         return Spectrum(nodes, masses, d.size)
 
     @property
@@ -95,20 +103,22 @@ def block_table(model: str, spectra: list[BlockSpectrum], at: dict[str, Any], n:
 
 
 def heterogeneity_table(model: str, spectra: list[BlockSpectrum], at: dict[str, Any], n: int) -> pd.DataFrame:
-    """JS0 of all pairs of blocks (`js0`); of a block with itself also the `floor` of its estimate."""
+    """JS0 of all pairs of blocks (`js0`), from half the steps (`half`), and the `floor` of each block's estimate."""
     matrix = heterogeneity([block.spectrum() for block in spectra])
+    half = heterogeneity([block.half() for block in spectra])
     rows: list[dict[str, Any]] = []
     for i, a in enumerate(spectra):
         for j, b in enumerate(spectra):
             where = {"model": model, **at, "a": a.block, "b": b.block, "order_a": i, "order_b": j}
-            for measure, value in (("js0", float(matrix[i, j])), *((("floor", a.floor),) if i == j else ())):
+            numbers = {"js0": float(matrix[i, j]), "half": float(half[i, j]), **({"floor": a.floor} if i == j else {})}
+            for measure, value in numbers.items():
                 rows.append({**where, "measure": measure, "value": value, "low": value, "high": value, "n": n, "unit": "nats"})
     return pd.DataFrame(rows)
 
 
-def mean_distance(table: pd.DataFrame) -> tuple[float, float]:
-    """Mean JS0 over pairs of different blocks, and mean floor."""
+def mean_distances(table: pd.DataFrame) -> dict[str, float]:
+    """Means over pairs of different blocks of `js0` and `half`, and the mean `floor`."""
     value, measure = np.asarray(table["value"], dtype=float), np.asarray(table["measure"])
-    apart = value[(measure == "js0") & np.asarray(table["a"] != table["b"])]
-    floor = value[measure == "floor"]
-    return (float(np.mean(apart)) if len(apart) else float("nan")), float(np.mean(floor))
+    apart = np.asarray(table["a"] != table["b"])
+    found = {name: value[(measure == name) & apart] for name in ("js0", "half")} | {"floor": value[measure == "floor"]}
+    return {name: float(np.mean(values)) if len(values) else float("nan") for name, values in found.items()}

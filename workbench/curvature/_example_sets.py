@@ -88,6 +88,11 @@ def ratio(name: str, values: Float[np.ndarray, " sets"], n: int, unit: str) -> M
     return Metric(name, value, low, high, n, unit, pool="geometric", draws=_rounded(draws))
 
 
+def spread(name: str, values: Float[np.ndarray, " pairs"], n: int, unit: str) -> Metric:
+    """The mean of what pairs of sets have, which are not independent, with their range instead of an interval."""
+    return Metric(name, float(values.mean()), float(values.min()), float(values.max()), n, unit, draws=_rounded(values))
+
+
 def _draws(name: str, values: Float[np.ndarray, " sets"]) -> Float[np.ndarray, " draws"]:
     if len(values) < 2:
         return np.full(DRAWS, float(np.mean(values)))

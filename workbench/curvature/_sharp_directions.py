@@ -200,6 +200,8 @@ class SharpDirections:
         for (a, b, role), found in self.overlaps.items():
             at = {"a": a, "b": b, **self.examples.at(role), "k": self.k, "kind": "other examples" if a == b else "models"}
             measured = row(np.array(found), self.n, "mean squared cosine", SHARE)
+            if a == b:
+                measured |= {"low": min(found), "high": max(found)}
             chance = {"value": mean, "low": low, "high": high, "n": self.n, "unit": "mean squared cosine"}
             rows += [{**at, "measure": "overlap", **measured}, {**at, "measure": "random", **chance}]
         return pd.DataFrame(rows)

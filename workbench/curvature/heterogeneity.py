@@ -14,11 +14,15 @@ from jaxtyping import Float
 
 RANK = 10
 """A spectrum is divided by its eigenvalue of this rank from the top."""
-FLAT = 1e-3
-"""What is smaller than this share of that eigenvalue, of either sign, counts as zero: the innermost bin."""
+FLAT = 3e-2
+"""What is smaller than this share of that eigenvalue, of either sign, counts as zero: the innermost bin.
+
+A quadrature of m steps resolves the bulk to about 1/m. Below, its nodes fall into one bin or another by accident: with 1e-3 the mean JS0 of
+a small GPT-2's blocks was .48 at 24 steps, .23 at 48 and .04 at 96; with 3e-2 it was .02, .004 and .005.
+"""
 PER_DECADE = 2
 """Bins per factor of ten on either side of it: narrower ones part estimates of one spectrum by noise alone."""
-DECADES = 7
+DECADES = 5
 """Factors of ten above `FLAT`; what is larger falls in the outermost bin."""
 
 
@@ -67,6 +71,30 @@ def jensen_shannon(p: Float[np.ndarray, " bins"], q: Float[np.ndarray, " bins"])
         return float(np.sum(a[there] * np.log(a[there] / middle[there])))
 
     return float("nan") if np.isnan(middle).any() else max(0.0, (relative(p) + relative(q)) / 2)
+
+
+def coarser(nodes: Float[np.ndarray, " m"], weights: Float[np.ndarray, " m"], steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """The quadrature that fewer Lanczos steps from the same vector would have given: those of the nodes' own diagonal matrix."""
+    total = float(weights.sum())
+    basis = [np.sqrt(weights / total)]
+    steps = min(steps, len(nodes))
+    projected = np.zeros((steps, steps))
+    for i in range(steps):
+        w = nodes * basis[i]
+        for _ in range(2):  # twice is enough for orthogonality to rounding
+            for j, q in enumerate(basis):
+                along = float(q @ w)
+                projected[j, i] += along
+                w = w - along * q
+        size = float(np.linalg.norm(w))
+        if i + 1 == steps or size <= 1e-14 * float(np.abs(nodes).max(initial=0.0)):
+            steps = i + 1
+            break
+        projected[i + 1, i] = size
+        basis.append(w / size)
+    t = projected[:steps, :steps]
+    values, vectors = np.linalg.eigh((t + t.T) / 2)
+    return values, total * vectors[0] ** 2
 
 
 def heterogeneity(spectra: Sequence[Spectrum], rank: int = RANK) -> Float[np.ndarray, "b b"]:

@@ -12,8 +12,8 @@ import torch
 from pydantic import Field
 
 from workbench.analysis import Settings, analysis
-from workbench.curvature._block_spectra import block_spectra, block_table, heterogeneity_table, mean_distance
-from workbench.curvature._example_sets import ANY, POSITIVE, SHARE, example_sets, metric, ratio
+from workbench.curvature._block_spectra import block_spectra, block_table, heterogeneity_table, mean_distances
+from workbench.curvature._example_sets import ANY, POSITIVE, SHARE, example_sets, metric, ratio, spread
 from workbench.curvature._sharp_directions import ENDS, SharpDirections
 from workbench.curvature._sharpness_path import highest, path, trainings
 from workbench.curvature.subspaces import random_overlap, random_share
@@ -37,8 +37,8 @@ class TuningCurvatureSettings(Settings):
     points: int = Field(5, ge=2, description="checkpoints of each training at which sharpness is measured")
     probes: int = Field(4, ge=1, description="random vectors per trace and set")
     random_draws: int = Field(2, ge=1, description="random steps per step and set that serve as the control")
-    block_steps: int = Field(12, ge=2, description="steps of the quadrature of each block's spectrum")
-    block_probes: int = Field(4, ge=0, description="random vectors of each block's spectrum; 0 for no blocks")
+    block_steps: int = Field(32, ge=2, description="steps of the quadrature of each block's spectrum")
+    block_probes: int = Field(2, ge=0, description="random vectors of each block's spectrum; 0 for no blocks")
     tolerance: float = Field(
         1e-3, gt=0, le=0.1, description="largest residual of an eigenpair, relative to the largest eigenvalue"
     )
@@ -51,7 +51,7 @@ class TuningCurvatureSettings(Settings):
     version=1,
     holds=800,
     n=192,
-    passes=900,
+    passes=2800,
     paper="Sagun+17 1706.04454; Zhang+24 2402.16788",
     group="curvature",
     uses=("revived", "never_had_it"),
@@ -65,7 +65,8 @@ def tuning_curvature(pair: Pair, settings: TuningCurvatureSettings) -> Result:
     `table`: the top eigenvalues of each model (`role`: whose loss), their residuals ||Hv - lambda v||, and the share of sets on which
     they converged. `models`: loss, sharpness (the top eigenvalue), trace, mean curvature (trace / parameters), gradient norm.
     `overlaps`: mean squared cosine of the principal angles between the top-k subspaces of two models on the same examples; `random`:
-    exactly what random subspaces have; a model with itself (`other examples`): on the next set, the most that can be expected.
+    exactly what random subspaces have; a model with itself (`other examples`): on the next set, the most that can be expected, with
+    the range of these pairs, which are not independent.
     `directions`: `share` = share of a direction's squared norm inside the top-k subspace (`chance` = k / parameters), `curvature`
     = v.Hv / v.v, also over sharpness and over mean curvature (which far from a minimum may be near 0 or below).
     Directions: `finetuning` (tuned - start), `reviving` (revived - tuned),
@@ -73,7 +74,7 @@ def tuning_curvature(pair: Pair, settings: TuningCurvatureSettings) -> Result:
     Gaussian steps that are in every parameter as long as that one. `path`: sharpness along trainings on the first set alone;
     `random`: fine-tuning's start after such a random step. `blocks`, `heterogeneity`: the Hessian's diagonal blocks for O_PT's
     loss on the first set, and JS0, the Jensen-Shannon divergence of their spectra, each divided by its 10th largest eigenvalue;
-    `floor`: between two halves of one block's probes.
+    `floor`: between two halves of one block's probes; `half`: JS0 of quadratures of half the steps.
 
     Curvature says how the loss bends around a model, and does not tell masked from erased.
 
@@ -103,11 +104,13 @@ def tuning_curvature(pair: Pair, settings: TuningCurvatureSettings) -> Result:
         tables[name] = table
     if "heterogeneity" in blocks:
         for model in ("base", "tuned"):
-            apart, floor = mean_distance(blocks["heterogeneity"].query("model == @model"))
-            headline += [
-                _single(f"heterogeneity_{model}", apart, sets.batch),
-                _single(f"heterogeneity_floor_{model}", floor, sets.batch),
-            ]
+            means = mean_distances(blocks["heterogeneity"].query("model == @model"))
+            names = {
+                "js0": f"heterogeneity_{model}",
+                "half": f"heterogeneity_half_{model}",
+                "floor": f"heterogeneity_floor_{model}",
+            }
+            headline += [_single(names[measure], value, sets.batch) for measure, value in means.items()]
     result = Result(
         name="tuning_curvature",
         tables=tables,
@@ -153,7 +156,9 @@ def _overlaps(sharp: SharpDirections) -> list[Metric]:
     found: list[Metric] = []
     for (a, b, role), values in sharp.overlaps.items():
         name = f"overlap_{a}_{b}_{role}" if a != b else f"overlap_ceiling_{a}_{role}"
-        found.append(metric(name, np.array(values), sharp.n, unit, SHARE))
+        found.append(
+            metric(name, np.array(values), sharp.n, unit, SHARE) if a != b else spread(name, np.array(values), sharp.n, unit)
+        )
     return [*found, certain("overlap_random", random_overlap(sharp.size, k, k)[0], sharp.n, unit)]
 
 
@@ -197,6 +202,7 @@ def _limits(sharp: SharpDirections, settings: TuningCurvatureSettings) -> tuple[
         f"over {sharp.examples.count} such sets, which share no draw"
         + ("." if sharp.examples.count > 1 else "; one set has none."),
         "Path, blocks and heterogeneity rest on the first set alone and have no interval over examples.",
+        "JS0 falls as the quadrature gets finer: what changes from half the steps to all of them is not resolved.",
         "Sharpness, shares and overlaps depend on how the model is parameterized: rescaled weights change them while the function stays.",
         "Where eigenvalues k and k + 1 are close the top-k subspace is arbitrary; its overlap with itself on other examples shows that.",
     ]

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from workbench.figures import words
-from workbench.figures.maps import AMOUNT, frame, name_axis
+from workbench.figures.maps import AMOUNT, ceiling, frame, name_axis
 from workbench.figures.marks import place, step_axis, whiskers
 from workbench.figures.tables import distinct, first, groups, keep, largest, select, values
 from workbench.figures.theme import GREY, finish, style
@@ -43,29 +43,32 @@ def figure(result: Result) -> go.Figure:
     blocks = result.tables.get("heterogeneity")
     rows = 3 if blocks is not None else 2
     pt, ft = words.subject(result)
+    overlaps, directions = result.tables["overlaps"], result.tables["directions"]
+    random, chance = (float(first(select(t, measure=m), "value")) for t, m in ((overlaps, "random"), (directions, "chance")))
     titles = [
         f"loss of {pt}",
         f"loss of {ft}",
-        "overlap of the sharpest directions",
-        "share of a step inside the sharpest directions",
+        f"overlap of the sharpest directions<br>(random ones: {words.number(random)})",
+        f"share of a step inside the sharpest directions<br>(dotted: chance, {words.number(chance)})",
     ]
     titles += ["blocks of the base: JS0", "blocks of the fine-tuned model: JS0"] if rows == 3 else []
-    fig = make_subplots(rows=rows, cols=2, horizontal_spacing=0.13, vertical_spacing=0.15, subplot_titles=titles)
+    fig = make_subplots(rows=rows, cols=2, horizontal_spacing=0.13, vertical_spacing=0.13, subplot_titles=titles)
     shown: set[str] = set()
     for column, role in enumerate(("pt", "ft"), start=1):
         _path(fig, result.tables["path"], role, column, shown)
-    _overlaps(fig, result.tables["overlaps"], shown)
-    _shares(fig, result.tables["directions"], shown)
+    _overlaps(fig, overlaps, random, shown)
+    _shares(fig, directions, chance, shown)
     if blocks is not None:
         for column, model in enumerate(("base", "tuned"), start=1):
             _map(fig, select(blocks, model=model, measure="js0"), column)
+        top = ceiling(values(select(blocks, measure="js0"), "value"))
         bar: dict[str, Any] = {
             "title": {"text": "JS0 (nats)", "side": "right", "font": {"size": 12}},
             "len": 0.22,
             "thickness": 8,
         }
         bar |= {"y": 0.0, "yanchor": "bottom", "outlinewidth": 0, "nticks": 4, "tickfont": {"size": 11}}
-        fig.update_layout(coloraxis={"cmin": 0.0, "cmax": math.log(2), "colorscale": AMOUNT, "colorbar": bar})
+        fig.update_layout(coloraxis={"cmin": 0.0, "cmax": top, "colorscale": AMOUNT, "colorbar": bar})
         frame(fig)
     batch = int(first(result.tables["models"], "batch"))
     sample = words.sample(result, result.metric("sharpness_base_pt").n)
@@ -138,7 +141,7 @@ def _dots(
     )
 
 
-def _overlaps(fig: go.Figure, table: pd.DataFrame, shown: set[str]) -> None:
+def _overlaps(fig: go.Figure, table: pd.DataFrame, random: float, shown: set[str]) -> None:
     at: dict[str, Any] = {"row": 2, "col": 1}
     measured = select(table, measure="overlap")
     models = select(measured, kind="models")
@@ -152,17 +155,15 @@ def _overlaps(fig: go.Figure, table: pd.DataFrame, shown: set[str]) -> None:
             mine = select(models, a=a, b=b, role=role)
             name = f"{words.capability(str(first(mine, 'capability')))}: its loss"
             _dots(fig, mine, [index + apart], role, at, -1, **_entry(name, shown))
-    chance = float(first(select(table, measure="random"), "value"))
-    _line(fig, chance, f"random: {words.number(chance)}", at)
+    _line(fig, random, at)
     axis = {"tickvals": list(range(len(there))), "ticktext": [COMPARED[pair] for pair in there], "tickangle": 0}
     fig.update_xaxes(**axis, range=[-0.5, len(there) - 0.5], zeroline=False, **at)
     fig.update_yaxes(range=[-0.04, 1.06], title_text="mean squared cosine", zeroline=False, **at)
 
 
-def _shares(fig: go.Figure, table: pd.DataFrame, shown: set[str]) -> None:
+def _shares(fig: go.Figure, table: pd.DataFrame, chance: float, shown: set[str]) -> None:
     at: dict[str, Any] = {"row": 2, "col": 2}
     share = select(table, measure="share")
-    chance = float(first(select(table, measure="chance"), "value")) if len(table) else 1.0
     least = chance / 100
     own = keep(share, share["direction"].isin(list(STEPS)))
     there = [key for key, _ in groups(own, "direction", "model")]
@@ -175,18 +176,18 @@ def _shares(fig: go.Figure, table: pd.DataFrame, shown: set[str]) -> None:
                 ability = f"{words.capability(str(first(rows, 'capability')))}: its loss"
                 name = ability if kind == "step" else "random steps of equal length"
                 _dots(fig, rows, [index + apart], role if kind == "step" else "random", at, least, **_entry(name, shown))
-    _line(fig, chance, f"chance: {chance:.1g}", at)
-    labels = [f"{STEPS[step]}<br>at {SHORT[model]}" for step, model in there]
+    _line(fig, chance, at)
+    labels = [f"{STEPS[step]}<br>at {SHORT[model].replace(' ', '<br>', 1)}" for step, model in there]
     fig.update_xaxes(tickvals=list(range(len(there))), ticktext=labels, tickangle=0, zeroline=False, **at)
     fig.update_xaxes(range=[-0.5, max(1, len(there)) - 0.5], **at)
     limits = [math.log10(least) - 0.1, 0.1]
     fig.update_yaxes(type="log", range=limits, title_text="share of the squared norm", exponentformat="power", dtick=1, **at)
 
 
-def _line(fig: go.Figure, y: float, text: str, at: dict[str, Any]) -> None:
+def _line(fig: go.Figure, y: float, at: dict[str, Any]) -> None:
     line = {"color": GREY, "dash": "dot", "width": 1.3}
     how: dict[str, Any] = {"line": line, "layer": "below", "exclude_empty_subplots": False, **at}
-    fig.add_hline(y=y, annotation_text=text, annotation_position="top right", **how)
+    fig.add_hline(y=y, **how)
 
 
 def _map(fig: go.Figure, rows: pd.DataFrame, column: int) -> None:
@@ -222,6 +223,6 @@ def alt(result: Result) -> str:
         said.append(
             f"Spectra of blocks are {words.interval(found['heterogeneity_base'])} nats apart at the base and "
             f"{words.interval(found['heterogeneity_tuned'])} at the fine-tuned model "
-            f"(floor {words.interval(found['heterogeneity_floor_base'])})"
+            f"(from half the steps {words.interval(found['heterogeneity_half_base'])})"
         )
     return ". ".join(said) + "."
