@@ -23,6 +23,10 @@ FLOOR = {torch.float64: 1e-12, torch.float32: 1e-5}
 """Residuals, relative to the largest eigenvalue, below which the products' own rounding lies."""
 GUARD = 1e-2
 """Relative residual to which the pairs next to the wanted ones must have settled, lest one of them still rise among these."""
+SEARCHED = 1e-3
+"""Relative residual to which the best of a confirming search must have settled, if it comes near the k-th value."""
+LEAST_STEPS = 8
+"""Blocks before anything counts as settled: beside a start that solves its own eigenproblem, random vectors need them to rise."""
 BASIS_BYTES = 2**30
 """Room for the basis, where the caller does not say how many vectors it may hold."""
 SAVE_EVERY = 10
@@ -77,8 +81,8 @@ def extreme_pairs(
         confirm: search once more from random vectors in the complement of the pairs found, until nothing further in is
             found there; done anyway where the search ran into an invariant subspace.
         seed: of the random vectors.
-        start: columns to begin from, such as the vectors of a nearby matrix; the block is wider by one
-            random column at least, lest a start in the span of other eigenvectors be taken for the answer.
+        start: columns to begin from, such as the vectors of a nearby matrix: their sum takes the place of one random vector.
+            Another is kept (the block is 2 at least), lest a start in the span of other eigenvectors be taken for the answer.
         keeper: keeps the state, about every 10 products, and the result; a resumed computation gives the same bits.
 
     Raises:
@@ -92,7 +96,7 @@ def extreme_pairs(
     name = f"pairs-{which}"
     if keeper is not None and (done := keeper.get(name)) is not None and done["vectors"].shape == (of.size, k):
         return _unpacked(done, of)
-    width = min(max(block, 0 if start is None else start.shape[1] + 1), of.size)
+    width = min(block if start is None else max(block, 2), of.size)
     room = _room(of, k, width, basis)
     search = _Search(of, k, -1.0 if which == "bottom" else 1.0, max(tolerance, FLOOR.get(of.dtype, 1e-2)), room, seed, confirm)
     pieces = Pieces(keeper, f"{name}-state")
@@ -139,6 +143,8 @@ class _Search:
     """Whether an invariant subspace was met that nothing has been compared with since."""
     since: int = -1
     """While confirming: the vectors that were found before; else -1."""
+    began: int = 0
+    """The products before the confirming search."""
     confirmed: bool = False
     bar: float = 0.0
     """While confirming: the k-th value that was found before."""
@@ -146,7 +152,7 @@ class _Search:
     # --- state
 
     def begin(self, pieces: Pieces, width: int, start: Tensor | None) -> None:
-        """From what was kept, or else from the start columns, filled up with random ones."""
+        """From what was kept, or else from random vectors and the start."""
         of = self.of
         self.rows = torch.zeros(self.room + width, of.size, dtype=of.dtype, device=of.device)
         self.projected = np.zeros((self.room, self.room))
@@ -154,22 +160,21 @@ class _Search:
             self.rows[: len(kept["rows"])] = kept["rows"].to(of.device)
             state = kept["state"]
             numbers = [int(x) for x in state["numbers"]]
-            self.size, self.ahead, self.products, self.restarts, self.drawn, broke, self.since = numbers
+            self.size, self.ahead, self.products, self.restarts, self.drawn, broke, self.since, self.began = numbers
             self.broke, self.bar = bool(broke), float(state["bar"])
             self.projected[: self.size, : self.size] = state["projected"].numpy()
             self.coupling = state["coupling"].numpy()
             return
         pieces.restart()
-        given = self.rows[:0] if start is None else start.to(of.device, of.dtype).T
-        first = self.rows[:width]
-        first[: len(given)] = given
-        first[len(given) :] = self._random(width - len(given))
-        self._next_block(first.clone())
+        first = self._random(width)
+        if start is not None:
+            first[0] = torch.nn.functional.normalize(start.to(of.device, of.dtype), dim=0).sum(1)
+        self._next_block(first)
         self.coupling = np.zeros((self.ahead, 0))
         self.broke = False  # start columns that depend on each other say nothing of the matrix
 
     def _save(self, pieces: Pieces) -> None:
-        numbers = [self.size, self.ahead, self.products, self.restarts, self.drawn, int(self.broke), self.since]
+        numbers = [self.size, self.ahead, self.products, self.restarts, self.drawn, int(self.broke), self.since, self.began]
         state = {
             "numbers": torch.tensor(numbers),
             "bar": torch.tensor(self.bar, dtype=torch.float64),
@@ -185,7 +190,7 @@ class _Search:
         saved = self.products
         while self.ahead and (self.size < self.k or self.products + self.ahead + self.k <= most_products):
             if self.size + self.ahead > self.room:
-                self._restart(self.k + (self.room - self.k - 2 * self.ahead) // 2)
+                self._restart()
                 pieces.restart()
                 self._save(pieces)
                 saved = self.products
@@ -193,7 +198,7 @@ class _Search:
             # Small eigenproblems cost little beside a product, but not where the basis is large and the matrix small.
             look = self.size % max(1, self.size // 32) == 0 or self.size + self.ahead > self.room
             if look and self.size >= self.k and self._settled():
-                if self.since < 0 and (self.confirm or self.broke) and self.size < self.of.size:
+                if self.since < 0 and (self.confirm or self.broke) and self.ahead:
                     self._search_again()
                     pieces.restart()
                 else:
@@ -266,52 +271,58 @@ class _Search:
     def _settled(self) -> bool:
         values, _, residuals = self._ritz()
         scale = np.abs(values).max()
-        k, near = self.k, self.k + self.coupling.shape[1]
         bound = self.tolerance * scale
-        if (residuals[:k] > bound / 2).any():  # half, to leave room for rounding
+        if self.since >= 0:
+            inside, vectors = self._complement()
+            if inside[0] > self.bar + bound:  # news: it joins what is found, which has to be confirmed in turn
+                self.since, self.broke = -1, True
+            else:
+                last = self.coupling.shape[1]
+                rest = float(np.linalg.norm(self.coupling @ vectors[len(vectors) - last :, 0]))
+                enough = self.products - self.began >= LEAST_STEPS * self.ahead or not self.ahead
+                return enough and bool(inside[0] + rest <= self.bar or rest <= SEARCHED * scale)
+        if self.products < LEAST_STEPS * self.ahead or (residuals[: self.k] > bound / 2).any():  # half, for rounding
             return False
-        if (residuals[k:near] > GUARD * scale).any():
-            return False
-        if self.since < 0:
-            return True
-        # The complement's own best value must have settled too, and must be no news.
-        inside, vectors = np.linalg.eigh(self.projected[self.since : self.size, self.since : self.size])
-        last = min(self.coupling.shape[1], self.size - self.since)
-        rest = np.linalg.norm(self.coupling[:, -last:] @ vectors[-last:, -1])
-        if rest > bound:
-            return False
-        if inside[-1] > self.bar + bound:
-            self.since = -1  # news: what is found now has to be confirmed in turn
-            self.broke = True
-        return True
+        return bool((residuals[self.k : self.k + self.coupling.shape[1]] <= GUARD * scale).all())
+
+    def _complement(self) -> tuple[np.ndarray, np.ndarray]:
+        """Ritz values and vectors of what a confirming search has seen, descending."""
+        values, vectors = np.linalg.eigh(self.projected[self.since : self.size, self.since : self.size])
+        return values[::-1].copy(), vectors[:, ::-1].copy()
 
     # --- restarts
 
-    def _restart(self, keep: int) -> None:
-        """Keep the best Ritz vectors and the next block."""
-        values, vectors, _ = self._ritz()
-        chosen = torch.from_numpy(vectors[:, :keep]).to(self.rows.device, self.rows.dtype)
+    def _restart(self) -> None:
+        """Keep the best Ritz vectors, in a confirming search those of the complement beside what was found; and the next block."""
+        fixed = max(self.since, 0)
+        keep = max(self.k - fixed, 1) + (self.room - self.k - 2 * self.ahead) // 2
+        best = self._complement()[1] if fixed else self._ritz()[1]
+        turn = np.eye(self.size, fixed + keep)
+        turn[fixed:, fixed:] = best[:, :keep]
+        self._turn(turn)
+
+    def _turn(self, turn: Float[np.ndarray, "j p"]) -> None:
+        """Keep these orthonormal combinations of the basis."""
+        keep = turn.shape[1]
         after = self.rows[self.size : self.size + self.ahead].clone()
-        self.rows[:keep] = chosen.T @ self.rows[: self.size]
+        self.rows[:keep] = torch.from_numpy(turn).to(self.rows.device, self.rows.dtype).T @ self.rows[: self.size]
         self.rows[keep : keep + self.ahead] = after
+        kept = turn.T @ self.projected[: self.size, : self.size] @ turn
         self.projected[:] = 0
-        self.projected[:keep, :keep] = np.diag(values[:keep])
+        self.projected[:keep, :keep] = (kept + kept.T) / 2
         self.coupling = np.zeros((self.ahead, 0))  # with all that is kept; the next product tells
         self.size = keep
         self.restarts += 1
-        if self.since >= 0:  # the complement is mixed with what was found; begin it anew
-            self.since = -1
-            self.broke = True
 
     def _search_again(self) -> None:
         """Random vectors in the complement of the wanted pairs, to see whether anything was passed over."""
-        self._restart(self.k)
+        width = self.ahead
+        self._turn(self._ritz()[1][:, : self.k])
         self.ahead = 0
-        width = self.coupling.shape[0]
         self._next_block(self._random(width))
-        self.coupling = np.zeros((self.ahead, self.k))
-        self.bar = float(self.projected[self.k - 1, self.k - 1])
-        self.broke, self.since = False, self.k
+        self.coupling = np.zeros((self.ahead, 0))
+        self.bar = float(self.projected.diagonal()[: self.k].min())
+        self.broke, self.since, self.began = False, self.k, self.products
 
     def _measured(self) -> Pairs:
         values, vectors, _ = self._ritz()
@@ -323,26 +334,22 @@ class _Search:
         sharp = (found.double() * image.double()).sum(0)
         residuals = (image.double() - sharp * found.double()).norm(dim=0).cpu().numpy()
         scale = float(np.abs(values).max())
-        return Pairs(
-            values=sharp.cpu().numpy(),
-            vectors=found,
-            residuals=residuals,
-            converged=residuals <= self.tolerance * scale,
-            products=self.products + k,
-            tolerance=self.tolerance,
-            scale=scale,
-            confirmed=self.confirmed or not self.ahead,
-        )
+        converged, confirmed = residuals <= self.tolerance * scale, self.confirmed or not self.ahead
+        products = self.products + k
+        return Pairs(sharp.cpu().numpy(), found, residuals, converged, products, self.tolerance, scale, confirmed)
+
+
+NUMBERS = ("products", "tolerance", "scale", "confirmed")
 
 
 def _packed(pairs: Pairs) -> dict[str, Tensor]:
-    numbers = torch.tensor([pairs.products, pairs.tolerance, pairs.scale, pairs.confirmed], dtype=torch.float64)
     arrays = {name: torch.from_numpy(getattr(pairs, name).copy()) for name in ("values", "residuals", "converged")}
+    numbers = torch.tensor([getattr(pairs, name) for name in NUMBERS], dtype=torch.float64)
     return {**arrays, "vectors": pairs.vectors, "numbers": numbers}
 
 
 def _unpacked(kept: dict[str, Tensor], of: SymmetricMap) -> Pairs:
+    values, residuals, converged = (kept[name].numpy() for name in ("values", "residuals", "converged"))
     products, tolerance, scale, confirmed = kept["numbers"].tolist()
-    arrays = {name: kept[name].numpy() for name in ("values", "residuals", "converged")}
     vectors = kept["vectors"].to(of.device)
-    return Pairs(vectors=vectors, products=int(products), tolerance=tolerance, scale=scale, confirmed=bool(confirmed), **arrays)
+    return Pairs(values, vectors, residuals, converged, int(products), tolerance, scale, bool(confirmed))
