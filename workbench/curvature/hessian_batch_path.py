@@ -53,7 +53,7 @@ class BatchPathSettings(LabSettings):
         return self
 
 
-@lab(version=1, paper="Sagun+17 1706.04454", minutes=3, group="curvature")
+@lab(version=1, paper="Sagun+17 1706.04454", minutes=1, group="curvature")
 def hessian_batch_path(settings: BatchPathSettings) -> Result:
     """Training from one start with small batches and with all rows at once, and the straight lines between what comes out.
 

@@ -60,7 +60,7 @@ class ClustersSettings(LabSettings):
         return classes
 
 
-@lab(version=1, paper="Sagun+17 1706.04454; Papyan 2020 2008.11865", minutes=4, group="curvature")
+@lab(version=1, paper="Sagun+17 1706.04454; Papyan 2020 2008.11865", minutes=2, group="curvature")
 def hessian_clusters(settings: ClustersSettings) -> Result:
     """Outliers by the gap rule (`workbench.curvature.outliers`) of the Hessian of the training loss, one net per k and seed.
 

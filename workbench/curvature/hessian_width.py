@@ -114,7 +114,8 @@ def hessian_width(settings: WidthSettings) -> Result:
         limits=(
             f"`At zero` means less than {ZERO:g} of the largest eigenvalue: where that moves, so does the border.",
             "All nets stop at the same loss, not at the same number of steps; at another loss the numbers are others.",
-            "Widths are of nets of one kind and one initialisation; how eigenvalues scale with width depends on both.",
+            "Widths are of nets of one kind and one initialisation; how eigenvalues scale with width depends on both: "
+            "`tangent_ratio` says by how much the squared gradients of the outputs, the scale of the Gauss-Newton matrix, change with it.",
             f"Intervals are over the seeds {', '.join(map(str, sorted(set(frame['seed']))))} alone, and with few seeds too narrow.",
         ),
     )
