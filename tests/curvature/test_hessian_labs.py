@@ -108,6 +108,7 @@ def test_outliers_of_the_clusters_are_counted_from_the_eigenvalues(results):
     assert (runs["overlap_gradients"] > 5 * runs["overlap_random_high"]).all()
 
 
+@pytest.mark.slow
 def test_a_transformer_that_counts_is_one_of_the_nets():
     result = wb.labs.hessian_clusters(sources=["counting"], seeds=1, classes=[2], steps=20, width=12, rows=32)
     runs = result.tables["runs"]

@@ -225,6 +225,7 @@ def test_models_of_another_shape_are_refused(pair, tmp_path):
         landscape(replace(pair, tuned_path=tmp_path), **FEW)
 
 
+@pytest.mark.slow
 def test_compiled_models_have_a_landscape(tmp_path):
     bare = compiled_pair(tmp_path)
     found = landscape(replace(bare, never_path=bare.tuned_path), **FEW)

@@ -26,6 +26,8 @@ from workbench.subjects import Pair
 
 SETTINGS = {"n": 64, "batch_size": 32, "chains": 3, "burn": 10, "draws": 32, "eps": (2e-4, 3e-4), "gamma": (4e3,)}
 
+pytestmark = pytest.mark.slow  # its chains alone take a minute; how they sample is tested in test_sgld.py
+
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):

@@ -453,7 +453,7 @@ def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
 
 
-@pytest.mark.parametrize(("parts", "products"), [(1, 500), (6, 100)])
+@pytest.mark.parametrize(("parts", "products"), [(1, 500), pytest.param(6, 100, marks=pytest.mark.slow)])
 def test_memory_is_flat_over_many_products(parts, products):
     """With graphs that are kept, and with so many parts that each product makes them anew."""
     of = hessian(Objective(seeded(Normed), [classes(50, 4, 3)] * parts))

@@ -108,6 +108,7 @@ def test_models_and_losses(result, pair):
     assert line.capability == pair.capability
 
 
+@pytest.mark.slow
 def test_of_checkpoints_there_are_tables_of_their_own(pair):
     result = spectrum(pair, **{**FEW, "steps": 4, "probes": 2}, points=2, only="pt")
     path = result.tables["path"]

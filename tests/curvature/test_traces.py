@@ -39,6 +39,7 @@ def test_low_rank_is_found_exactly(low_rank, estimate):
         assert abs(found.value - truth) < 1e-6 * abs(hutchinson(from_dense(low_rank), 60, seed=seed).value - truth)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimate", ESTIMATORS)
 def test_unbiased_over_2000_draws(indefinite, estimate):
     draws = [estimate(from_dense(indefinite), 12, seed=seed) for seed in range(2000)]
