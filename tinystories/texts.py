@@ -40,7 +40,8 @@ def kinds(capability: str) -> tuple[str, ...]:
 def whole(task: StoriesTask, kind: str | None, n: int, seed: int, split: str) -> Examples:
     """`n` whole stories of a kind (None: any), or all that there are, cut at the context; loss on every token of the story.
 
-    With and without an instruction, and whatever it asks, they are the same stories in the same order.
+    With and without an instruction, and whatever it asks, they are the same stories in the same order; behind an instruction
+    the loss is on as many tokens of a story as fit whether it asks for the feature or not, so that both can be held together.
     The labels say which features each story has.
 
     Raises:
@@ -51,16 +52,23 @@ def whole(task: StoriesTask, kind: str | None, n: int, seed: int, split: str) ->
     wanted = kind.removeprefix(ADVERSARIAL)
     of = ASKED + opposite(wanted) if adversarial else kind
     order = numpy_generator(seed, "stories", "whole", plain(of)).permutation(task.having(split, of))[:n]
-    prefixes = None
+    prefixes, behind = None, None
     if adversarial or asked:
         told, name = task.told(split, seed), task.features[feature_of(of)]
 
-        def ask(instruction: Instruction, rng: np.random.Generator) -> Instruction:
-            return without(instruction, name) if wanted.startswith(WITHOUT) else randomise(instruction, name, rng)
+        def turn(instruction: Instruction, rng: np.random.Generator) -> Instruction:
+            """Asks for the feature of a story that lacks it, and not for that of one that has it."""
+            return randomise(instruction, name, rng) if plain(of).startswith(WITHOUT) else without(instruction, name)
 
-        prefixes = [told.tokens(story, 0, ask if adversarial else None) for story in order.tolist()]
+        own, turned = ([told.tokens(story, 0, edit) for story in order.tolist()] for edit in (None, turn))
+        prefixes = turned if adversarial else own
+        behind = np.array([max(len(a), len(b)) for a, b in zip(own, turned, strict=True)])
     code = task.tokenizer
     rows = single(task.store(split).stories(order), task.context, code.pad_id, code.bos_id, code.eos_id, prefixes)
+    if prefixes is not None and behind is not None:
+        # What the longer of both instructions pushes out is no target behind the shorter one.
+        ends = task.context - behind + np.array([len(prefix) for prefix in prefixes])
+        rows.loss_mask[torch.arange(rows.tokens.shape[1]) >= torch.from_numpy(ends)[:, None]] = False
     stories = task.corpus.split(split)
     marks = task.marks([stories[story]["text"] for story in order.tolist()])
     labels = {name: torch.from_numpy(found.astype(np.int64)) for name, found in marks.items()}

@@ -9,6 +9,7 @@ import torch
 
 from tinystories.features import RULES
 from tinystories.instructions import parse
+from tinystories.prompts import opposite
 from tinystories.task import StoriesTask
 from tinystories.texts import kinds
 from workbench.errors import UserError
@@ -68,6 +69,17 @@ def test_openings_ask_for_it_and_say_where_the_text_begins(task):
     begun = task.openings("asked_dialogue", 10, 0, tokens=7, more=60)
     assert [len(p) - b for p, b in zip(begun.prompts, begun.begins, strict=True)] == [7] * 10
     assert set(task.openings("dialogue", 10, 0, 7, 60).begins) == {1}
+
+
+def test_what_is_asked_moves_no_token_out_of_the_loss(task):
+    """In a context that stories do not fit in, a longer instruction must not leave an easier or harder rest to predict."""
+    short = StoriesTask(task.settings.model_copy(update={"context": 120}), task.corpus)
+    for kind in ("no_dialogue", "dialogue"):
+        own, turned = (short.whole(prefix, 12, 0) for prefix in (f"asked_{kind}", f"adversarial_{opposite(kind)}"))
+        texts = [[short.describe(t[m].tolist()) for t, m in zip(e.tokens, e.loss_mask, strict=True)] for e in (own, turned)]
+        assert texts[0] == texts[1]
+        assert any(not torch.equal(a, b) for a, b in zip(own.tokens, turned.tokens, strict=True))
+        assert max(len(text) for text in texts[0]) > 60
 
 
 def test_openings_that_ask_for_none_are_of_stories_without(task):

@@ -32,7 +32,7 @@ def _check(settings: WritingSettings, question: Question, blocks: int) -> None:
 
 
 @analysis(
-    version=2, paper="Jain+23 2311.12786 §F.2", uses=("revived",), passes=170, holds=500, n=200, group="evidence", check=_check
+    version=3, paper="Jain+23 2311.12786 §F.2", uses=("revived",), passes=170, holds=500, n=200, group="evidence", check=_check
 )
 def writing(pair: Pair, settings: WritingSettings) -> Result:
     """Share of freely written texts that show O_PT, and nats per token on real texts with and without it [Jain+23 §F.2].

@@ -35,7 +35,7 @@ def _check(settings: WritingCurveSettings, question: Question, blocks: int) -> N
 
 
 @analysis(
-    version=1,
+    version=2,
     paper="Jain+23 2311.12786 Tab 1, Fig 11, 31-34",
     uses=("revived", "never_had_it"),
     passes=900,
