@@ -24,7 +24,7 @@ with warnings.catch_warnings():
     from apps.dashboard.serve import command
 
 APP = Path(__file__).parents[2] / "apps" / "dashboard" / "app.py"
-GROUPS = ("lenses", "patching", "directions", "weights", "representations")
+GROUPS = ("lenses", "patching", "directions", "weights", "representations", "curvature")
 PAGES = ("overview", "study", *GROUPS, "stories", "paper", "run")
 pytestmark = pytest.mark.filterwarnings("ignore")
 

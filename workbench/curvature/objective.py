@@ -24,12 +24,15 @@ from workbench.errors import UserError
 from workbench.examples import Examples
 from workbench.models.anatomy import last_block_at
 from workbench.models.forward import answer_tokens, logits_where
+from workbench.models.sensitivity import SLOPE_BYTES, slopes_at_once
 
 Criterion = Literal["cross_entropy", "squared_error"]
 DOUBLE_BELOW = 200_000
 """Parameters below which everything is done in double precision; above, float32 (products are then good to about 1e-7)."""
 TOKENS = 16_384
-"""Tokens of one part at most, where the caller does not say: a part's graph is held between products."""
+"""Tokens of one part at most, where the caller does not say; fewer where the activations of so many would take `PART_BYTES`."""
+PART_BYTES = SLOPE_BYTES // 2
+"""Room for the activations of one part: its graph, a few times that, is held between products."""
 
 
 @dataclass(frozen=True)
@@ -268,7 +271,8 @@ def of_model(
     """
     if parameters is not None:  # refused by the names that the caller knows
         _chosen({name: p for name, p in model.named_parameters() if p.requires_grad}, parameters)
-    rows = max(1, tokens // examples.tokens.shape[1])
+    fit = slopes_at_once(model, examples, len(examples) * (SLOPE_BYTES // PART_BYTES)) // (SLOPE_BYTES // PART_BYTES)
+    rows = max(1, min(tokens // examples.tokens.shape[1], fit))
     parts: list[Part] = []
     for start in range(0, len(examples), rows):
         some = examples[start : start + rows].to(model.device)

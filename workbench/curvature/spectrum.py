@@ -65,7 +65,7 @@ def _fits(settings: SpectrumSettings, question: Question, blocks: int) -> None:
     version=1,
     n=128,
     passes=4000,
-    holds=2000,
+    holds=1200,
     paper="Sagun+17 1706.04454; Ghorbani+19 1901.10159; Papyan 2019 1901.08244",
     group="curvature",
     uses=("revived", "never_had_it"),
