@@ -133,7 +133,7 @@ def test_a_model_alone_and_nothing_of_it_changes(pair):
     assert all(bool((p.grad == 1).all()) for p in model.parameters())
     assert [n for n, p in model.named_parameters() if not p.requires_grad] == ["transformer.wpe.weight"]
     free = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert found.provenance["parameters"] == free
+    assert row(found, "parameters", "model")["value"] == free
     assert row(found, "lambda_max", "model")["value"] > 0
 
 
@@ -195,6 +195,7 @@ def test_its_figure_and_its_words(result):
     titles = [a.text for a in fig.layout.annotations]
     assert titles[0].startswith("base, loss of ")
     assert len(titles) == 6
+    assert fig.layout.title.subtitle.text.startswith("1,152 parameters; loss of the answers of 24 examples")
     assert [t.name for t in fig.data if t.showlegend] == ["never had it", "base", "fine-tuned", "revived"]
     assert alt(result).endswith("of the largest.")
     pooled = combine_results([result, replace(result, provenance={**result.provenance, "seed": 9})])

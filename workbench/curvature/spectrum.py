@@ -138,7 +138,6 @@ class _Found:
         self.nodes: list[dict[str, Any]] = []
         self.metrics: list[Metric] = []
         self.notes: list[str] = []
-        self.size = 0
 
 
 def _work(seed: int, settings: SpectrumSettings, effort: Effort, jobs: list[Job], found: _Found) -> None:
@@ -160,7 +159,6 @@ def _work(seed: int, settings: SpectrumSettings, effort: Effort, jobs: list[Job]
 def _add(found: _Found, where: dict[str, Any], seen: Spectrum, seed: int) -> None:
     """Everything about one place as rows; of a pair's models also as headline numbers."""
     n, scale = len(np.unique(seen.objective.owners.numpy())), float(seen.top.values[0])
-    found.size = seen.objective.size
     found.notes += seen.objective.notes
     for end, pairs in (("top", seen.top), ("bottom", seen.bottom)):
         for rank, (value, residual, sure) in enumerate(
@@ -209,6 +207,7 @@ def _numbers(seen: Spectrum, n: int, scale: float, seed: int) -> Iterator[Metric
     yield certain("loss", seen.loss, n, "nats")
     yield certain("gradient_norm", seen.gradient_norm, n, "nats")
     yield certain("asymmetry", seen.asymmetry, n, "share of ||H||")
+    yield certain("parameters", float(of.size), n, "that vary")
 
 
 Function = Callable[[np.ndarray], np.ndarray]
@@ -277,7 +276,7 @@ def _result(capability: str, tuned_on: str, settings: SpectrumSettings, found: _
         tables=tables,
         headline=tuple(found.metrics),
         limits=tuple(limits),
-        provenance={"capability": capability, "tuned_on": tuned_on, "parameters": found.size, "on": settings.on},
+        provenance={"capability": capability, "tuned_on": tuned_on},
     )
     return replace(result, evidence=evidence(result))
 

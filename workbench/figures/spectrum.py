@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from workbench.figures import words
-from workbench.figures.tables import distinct, first, keep, select, values
+from workbench.figures.tables import distinct, first, keep, largest, select, values
 from workbench.figures.theme import finish, nothing, style
 from workbench.results import Result
 
@@ -66,7 +66,7 @@ def figure(result: Result) -> go.Figure:
     return finish(
         fig,
         "Where do the eigenvalues of the loss's Hessian lie?",
-        f"{result.provenance.get('parameters', 0):,} parameters; {_batch(result)}; "
+        f"{largest(select(result.tables['table'], measure='parameters'), 'value'):,.0f} parameters; {_batch(result)}; "
         "sticks: the largest and smallest eigenvalues, a cross where one did not converge",
         height=150 + 250 * len(roles),
         top=108,
@@ -203,7 +203,7 @@ def _axes(
     column: int,
     last: bool,
 ) -> None:
-    decades = 10.0 ** np.arange(np.floor(np.log10(linear)) + 1, np.ceil(np.log10(edge)) + 1)
+    decades = 10.0 ** np.arange(np.floor(np.log10(linear)) + 2, np.ceil(np.log10(edge)) + 1)
     ticks = np.concatenate([-decades[::-1], [0.0], decades])
     shown = [t for t in ticks if grid[0] <= axis(t, linear) <= grid[-1]]
     fig.update_xaxes(
