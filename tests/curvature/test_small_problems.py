@@ -9,14 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from workbench.curvature.maps import from_dense
 from workbench.curvature.small_problems import (
     COUNTING_ROWS,
     SOURCES,
     batches,
     class_gradients,
     class_logits,
-    full_spectrum,
     problem,
     train_to,
 )
@@ -95,14 +93,6 @@ def test_batches_pass_over_all_rows_in_new_orders():
     assert sorted(torch.cat(two[:2]).tolist()) == sorted(torch.cat(two[2:]).tolist()) == list(range(10))
     assert torch.cat(two[:2]).tolist() != torch.cat(two[2:]).tolist()
     assert all(len(batch) == 4 for batch in islice(batches(10, 4, seed=1), 9))
-
-
-def test_the_whole_spectrum_and_its_asymmetry():
-    matrix = torch.diag(torch.tensor([1.0, -2, 5], dtype=torch.float64))
-    values, asymmetry = full_spectrum(from_dense(matrix))
-    assert (values.tolist(), asymmetry) == ([5, 1, -2], 0)
-    matrix[0, 1] = 0.5
-    assert full_spectrum(from_dense(matrix))[1] == pytest.approx(0.5 * 2**0.5 / 30.25**0.5)
 
 
 def test_directions_of_classes_are_gradients():

@@ -9,10 +9,11 @@ import pandas as pd
 import torch
 from pydantic import Field, model_validator
 
+from workbench.curvature.density import full_spectrum
 from workbench.curvature.objective import Objective
 from workbench.curvature.operators import gauss_newton, hessian
 from workbench.curvature.outliers import count_outliers
-from workbench.curvature.small_problems import MOST_CLASSES, SOURCES, Source, full_spectrum, problem, train_to
+from workbench.curvature.small_problems import MOST_CLASSES, SOURCES, Source, problem, train_to
 from workbench.lab import Expectation, LabSettings, expectations, lab, over_seeds, progress
 from workbench.results import Metric, Result
 from workbench.seeds import torch_generator
@@ -79,7 +80,8 @@ def hessian_width(settings: WidthSettings) -> Result:
         trained = train_to(net, given, settings.loss, settings.steps)
         objective = given.objective(net)
         matrix = hessian(objective)
-        values, asymmetry = full_spectrum(matrix)
+        whole = full_spectrum(matrix)
+        values, asymmetry = whole.values[::-1].copy(), whole.asymmetry
         zero = int((np.abs(values) < ZERO * values[0]).sum())
         at = {"source": source, "width": width, "seed": seed}
         row: dict[str, Any] = {**at, "parameters": len(values), "zero": zero, "nonzero": len(values) - zero}

@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from workbench.curvature.maps import SymmetricMap
 from workbench.curvature.objective import Objective, Part
 from workbench.errors import UserError
 from workbench.examples import Examples
@@ -183,14 +182,6 @@ def batches(rows: int, size: int, seed: int) -> Iterator[Int[Tensor, " b"]]:
         order = torch.randperm(rows, generator=torch_generator(seed, "epoch", epoch))
         yield from (order[at : at + size] for at in range(0, rows - size + 1, size))
         epoch += 1
-
-
-def full_spectrum(of: SymmetricMap) -> tuple[Float[np.ndarray, " n"], float]:
-    """All eigenvalues, largest first, and the asymmetry of the products, ||A - A^T|| / ||A|| (Frobenius), before symmetrising."""
-    matrix = of.dense()
-    size = float(matrix.norm())
-    asymmetry = float((matrix - matrix.T).norm()) / size if size > 0 else 0.0
-    return np.linalg.eigvalsh(((matrix + matrix.T) / 2).cpu().numpy())[::-1].copy(), asymmetry
 
 
 def class_gradients(given: Problem, module: nn.Module) -> Float[np.ndarray, "n k"]:
