@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
+from workbench.curvature.activations import TwiceSmooth
 from workbench.errors import UserError
 from workbench.examples import Examples
 from workbench.models.anatomy import last_block_at
@@ -97,8 +98,8 @@ class Objective:
 
     @contextmanager
     def differentiable(self) -> Generator[None]:
-        """Where attention can be differentiated twice."""
-        with sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
+        """Where attention can be differentiated twice, and activations at little cost."""
+        with sdpa_kernel(SDPBackend.MATH), torch.enable_grad(), TwiceSmooth():
             yield
 
     def outputs(self, part: Part) -> Float[Tensor, "m v"]:
