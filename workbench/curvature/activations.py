@@ -52,7 +52,9 @@ SILU = Curve(F.silu, _aten.silu_backward, _silu_bend)
 class TwiceSmooth(TorchFunctionMode):
     """Within it GELU (both forms) and SiLU are `Curve`s; further derivatives are as right as torch's own."""
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         """Torch's hook: every call of torch from Python comes by."""
         how = kwargs or {}
         curve = _curve_of(func, how) if len(args) == 1 else None
