@@ -86,40 +86,46 @@ def _theirs(objective: Objective, model: Any, examples: Any) -> Any:
     return HessianOperator(copy, [examples], loss)
 
 
-def against_eigenthings(short: bool) -> tuple[Against, Against]:
-    """Top 10, and a density of 80 steps and 10 probes, of a layer-norm GPT-2 of about 100,000 parameters.
+def against_eigenthings(short: bool) -> tuple[Against, Against, Against]:
+    """Top 10 eigenvalues, a density of 80 steps and 10 probes, and one with 3 probes of ours, of a layer-norm GPT-2 (109,632 parameters).
 
-    Errors: the largest residual ||Hv - lambda v|| over the largest eigenvalue; of the trace against a long Hutchinson run.
+    Of its numbers of Lanczos steps the one with the smallest error is timed: without full reorthogonalisation copies of the
+    first eigenvalue come in from some number on. Ours stops at a residual of 1e-4, and its product for every residual counts.
+    Errors: the largest of an eigenvalue, over lambda_1, ARPACK being right; of the trace, against a long Hutchinson run.
 
     Raises:
         ImportError: hessian-eigenthings is not there.
     """
     from hessian_eigenthings import lanczos, spectral_density
+    from scipy.sparse.linalg import eigsh
 
     model, examples = _model(32 if short else 64, 2)
     objective = of_model(model, examples)
     h, theirs = hessian(objective), _theirs(objective, model, examples)
+    true = eigsh(h.linear_operator(), 10, which="LA", return_eigenvectors=False)[::-1]
+    best = (np.inf, 0.0)
     with sdpa_kernel(SDPBackend.MATH):
-        started = time.process_time()
-        pairs = extreme_pairs(h, 10)
-        middle = time.process_time()
-        # Its defaults stop unconverged; this many steps make its residuals as small as ours are asked to be.
-        other = lanczos(theirs, k=10, max_iter=20 if short else 90, which="LA", seed=0)
-        ended = time.process_time()
-        vectors = torch.as_tensor(np.asarray(other.eigenvectors)).reshape(10, -1).T.to(h.dtype).contiguous()
-        values = torch.as_tensor(np.asarray(other.eigenvalues)).to(h.dtype)
-        off = float(((h @ vectors) - vectors * values).norm(dim=0).max()) / pairs.scale
-        top = Against(middle - started, ended - middle, float(pairs.residuals.max()) / pairs.scale, off)
+        for steps in (20,) if short else (30, 40, 50, 60, 90):
+            found, seconds = _timed(lambda steps=steps: lanczos(theirs, k=10, max_iter=steps, which="LA", seed=0))
+            values = np.sort(np.asarray(found.eigenvalues, dtype=np.float64))[::-1]
+            best = min(best, (float(np.abs(values - true).max() / true[0]), seconds))
+        pairs, seconds = _timed(lambda: extreme_pairs(h, 10, block=1, tolerance=1e-4))
+        top = Against(seconds, best[1], float(np.abs(pairs.values - true).max() / true[0]), best[0])
 
         steps, probes = (8, 2) if short else (80, 10)
-        started = time.process_time()
-        found = density(h, steps=steps, probes=probes, deflate=pairs)
-        middle = time.process_time()
-        slq = spectral_density(theirs, num_runs=probes, lanczos_steps=steps, seed=0)
-        ended = time.process_time()
+        slq, their_seconds = _timed(lambda: spectral_density(theirs, num_runs=probes, lanczos_steps=steps, seed=0))
+        ours = {
+            n: _timed(lambda n=n: density(h, steps=steps, probes=n, deflate=pairs)) for n in (probes, max(2, 3 * probes // 10))
+        }
     signs = torch.randint(0, 2, (objective.size, 32 if short else 400), dtype=torch.float64) * 2 - 1
-    true = float((signs * (h @ signs)).sum() / signs.shape[1])
+    trace = float((signs * (h @ signs)).sum() / signs.shape[1])
     guess = objective.size * float((slq.raw_eigenvalues * slq.raw_weights).sum(1).mean())
-    return top, Against(
-        middle - started, ended - middle, abs(found.trace.value - true) / abs(true), abs(guess - true) / abs(true)
-    )
+    off = abs(guess / trace - 1)
+    same, fewer = (Against(spent, their_seconds, abs(mine.trace.value / trace - 1), off) for mine, spent in ours.values())
+    return top, same, fewer
+
+
+def _timed(f: Callable[[], Any]) -> tuple[Any, float]:
+    started = time.process_time()
+    found = f()
+    return found, time.process_time() - started

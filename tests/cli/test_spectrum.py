@@ -49,6 +49,7 @@ def test_a_pair_is_analysed(cli, copied):
         (("nothing-here",), "there is no run 'nothing-here'"),
         (("tiny:wrapped", "--step", "3"), "--step and --capability are of one run"),
         (("tiny:nobody",), "has no pair 'nobody'"),
+        (("tinyy:wrapped",), "has no study 'tinyy'; did you mean 'tiny'"),
     ],
 )
 def test_what_is_not_there_is_refused(cli, copied, words, said):

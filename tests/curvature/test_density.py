@@ -10,8 +10,7 @@ from workbench.curvature.lanczos import extreme_pairs
 from workbench.curvature.maps import SymmetricMap, from_dense, random_columns
 from workbench.errors import UserError
 
-SEEDS = [10, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(11, 15))]
-"""Fixed. Undeflated, the trace is off by more than 15 % for one seed in 200 (of 2000 draws in NumPy): here seed 1 is one of them."""
+SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 5))]
 
 
 def unit_probes(of, probes, seed=0):
@@ -53,19 +52,27 @@ def test_there_are_no_ghosts(recorded, diagonal):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize(
-    ("k", "apart", "trace", "squares"), [(0, 5e-4, 0.15, None), (50, 2e-4, 0.05, 0.02), (100, 6e-5, 0.015, 0.002)]
-)
+@pytest.mark.parametrize(("k", "apart", "trace", "squares"), [(50, 2e-4, 0.05, 0.02), (100, 6e-5, 0.015, 0.002)])
 def test_accuracy_by_the_number_of_deflated_pairs(recorded, diagonal, k, apart, trace, squares, seed):
     of = diagonal(recorded)
-    deflate = extreme_pairs(of, k) if k else None
-    found = density(of, deflate=deflate, seed=seed)
+    found = density(of, deflate=extreme_pairs(of, k), seed=seed)
     assert len(found.deflated) == k
     assert found.masses()[1].sum() == pytest.approx(1, rel=1e-12)
     assert wasserstein(found, recorded) <= apart * np.ptp(recorded)
     assert found.trace.value == pytest.approx(recorded.sum(), rel=trace)
-    if squares:
-        assert found.frobenius_squared.value == pytest.approx((recorded**2).sum(), rel=squares)
+    assert found.frobenius_squared.value == pytest.approx((recorded**2).sum(), rel=squares)
+
+
+@pytest.mark.slow
+def test_without_deflation_nine_draws_in_ten_are_near(recorded, diagonal):
+    """Nothing bounds the error of a single draw: in NumPy the trace was off by more than 15 % in one of 200, here at seed 1."""
+    of = diagonal(recorded)
+    drawn = [density(of, seed=seed) for seed in range(20)]
+    apart = np.array([wasserstein(found, recorded) for found in drawn]) / np.ptp(recorded)
+    trace = np.array([found.trace.value for found in drawn]) / recorded.sum() - 1
+    assert (apart <= 5e-4).sum() >= 18
+    assert (np.abs(trace) <= 0.15).sum() >= 18
+    assert np.abs(trace.mean()) <= 0.06  # unbiased: one draw's deviation is about 9 %
 
 
 @pytest.mark.slow

@@ -27,11 +27,13 @@ def spectrum(
     """Measure the sharpest and the most negative directions of the loss and the density of all, each with what it rests on."""
     from workbench.cli.analyze import analyze
     from workbench.curvature.of_run import spectrum_of_run
-    from workbench.errors import UserError
+    from workbench.errors import UserError, did_you_mean
     from workbench.studies.loading import apply_override
 
     opened = open_to_read(store)
-    name = target.partition(":")[0]
+    name, pair, _ = target.partition(":")
+    if pair and name not in opened.studies():
+        raise UserError(f"the store {opened.root} has no study {name!r}{did_you_mean(name, opened.studies())}")
     if name in opened.studies():
         if step is not None or capability is not None:
             raise UserError("--step and --capability are of one run; name a run instead of a study, or leave them out.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,12 +15,13 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from workbench.curvature.lanczos import extreme_pairs
 from workbench.curvature.operators import hessian
 from workbench.curvature.small_problems import COUNTING_ROWS, MOST_CLASSES, SOURCES, Problem, Source, batches, problem
 from workbench.lab import Expectation, LabSettings, expectations, lab, over_seeds, progress
 from workbench.models.weight_paths import barrier, between, distance, put, weights_of
 from workbench.results import Metric, Result
-from workbench.seeds import numpy_generator, stream
+from workbench.seeds import stream
 
 FLAT = 0.1
 """Expected barrier, at most, in nats of the training loss, between solutions that lie in one basin."""
@@ -174,11 +175,7 @@ def _line(a: nn.Module, b: nn.Module, given: Problem) -> dict[str, Float[np.ndar
 
 def _sharpness(given: Problem, net: nn.Module, seed: int) -> float:
     """The largest eigenvalue of the Hessian of the training loss."""
-    from scipy.sparse.linalg import eigsh
-
-    matrix = hessian(given.objective(net)).linear_operator()
-    start = numpy_generator(seed, "lanczos").standard_normal(matrix.shape[0])
-    return float(eigsh(matrix, k=1, which="LA", v0=start, tol=cast(Any, 1e-6), return_eigenvectors=False)[0])
+    return float(extreme_pairs(hessian(given.objective(net)), 1, block=1, seed=seed).values[0])
 
 
 def _table(along: Frame) -> pd.DataFrame:

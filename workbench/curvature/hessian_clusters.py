@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from pydantic import Field, field_validator
 from torch import nn
 
+from workbench.curvature.lanczos import extreme_pairs
 from workbench.curvature.operators import hessian
 from workbench.curvature.outliers import MOST, attribution, count_outliers, overlap, random_overlap, span
 from workbench.curvature.small_problems import (
@@ -23,7 +24,6 @@ from workbench.curvature.small_problems import (
 )
 from workbench.lab import Expectation, LabSettings, expectations, lab, over_seeds, progress
 from workbench.results import Metric, Result
-from workbench.seeds import numpy_generator
 
 FOLLOWS = 0.8
 """Expected share of trainings, at least, with k - 1 or k outliers."""
@@ -125,19 +125,12 @@ def _width(source: Source, width: int) -> int:
 
 def _leading(given: Problem, net: nn.Module, seed: int) -> tuple[np.ndarray, np.ndarray, float, int]:
     """The `MOST` + 1 largest eigenvalues, largest first, with eigenvectors, their worst relative residual, and all parameters."""
-    from scipy.sparse.linalg import eigsh
-
-    matrix = hessian(given.objective(net)).linear_operator()
-    size = int(matrix.shape[0])
-    start = numpy_generator(seed, "lanczos").standard_normal(size)
-    values, vectors = eigsh(
-        matrix, k=min(MOST + 1, size - 1), which="LA", v0=start, tol=cast(Any, 1e-6), ncv=min(size, 3 * MOST)
-    )
-    values, vectors = values[::-1].copy(), vectors[:, ::-1].copy()
-    residual = float(np.linalg.norm(matrix @ vectors - vectors * values, axis=0).max() / abs(values[0]))
-    if residual > RESIDUAL:
-        raise ArithmeticError(f"eigenpairs did not converge: a residual of {residual:.1e} times the largest eigenvalue is left")
-    return values, vectors, residual, size
+    h = hessian(given.objective(net))
+    found = extreme_pairs(h, min(MOST + 1, h.size - 1), block=1, tolerance=RESIDUAL, seed=seed, confirm=True)
+    if not found.converged.all():
+        worst = found.residuals.max() / found.scale
+        raise ArithmeticError(f"eigenpairs did not converge: a residual of {worst:.1e} times the largest eigenvalue is left")
+    return found.values, found.vectors.numpy(), float(found.residuals.max() / found.scale), h.size
 
 
 def _overlaps(given: Problem, net: nn.Module, top: np.ndarray, seed: int) -> dict[str, float]:

@@ -56,7 +56,7 @@ class _Seen:
     version=1,
     holds=300,
     n=256,
-    passes=650,
+    passes=950,
     paper="Lau+23 2308.12108; Watanabe 2013",
     group="curvature",
     uses=("revived", "never_had_it"),
