@@ -9,10 +9,11 @@ import pytest
 
 import workbench as wb
 from workbench.errors import UserError
-from workbench.lab import Expectation, LabSettings, expectations, kept, lab, over_seeds, progress, told
+from workbench.lab import Expectation, LabSettings, expectations, kept, lab, over_seeds, progress
 from workbench.registry import labs
 from workbench.results import Metric, Result
 from workbench.runs import Store
+from workbench.workplace import Workplace, working
 
 
 class DiceSettings(LabSettings):
@@ -50,7 +51,7 @@ def test_the_result_says_where_it_comes_from():
 
 def test_progress_is_told_to_whoever_listens_and_to_nobody_else():
     heard = []
-    with told(lambda done, of, what: heard.append((done, of, what))):
+    with working(Workplace(progress=lambda done, of, what: heard.append((done, of, what)))):
         dice(seeds=2)
     dice(seeds=2)
     assert heard == [(0, 2, "seed 0"), (1, 2, "seed 1"), (2, 2, "done")]

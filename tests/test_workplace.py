@@ -17,7 +17,7 @@ def test_it_is_there_inside_and_gone_outside():
 
 def test_a_meter_tells_who_was_there_when_it_was_made_and_stops_at_its_end():
     said = []
-    with working(Workplace(progress=lambda done, total: said.append((done, total)))):
+    with working(Workplace(progress=lambda done, total, what: said.append((done, total)))):
         meter = Meter(10)
     for more in (4, 4, 4):
         meter.tick(more)

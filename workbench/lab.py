@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from contextvars import ContextVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_type_hints
@@ -19,6 +18,7 @@ from workbench.analysis import Settings, read
 from workbench.errors import UserError
 from workbench.results import Metric, Result
 from workbench.statistics import hierarchical
+from workbench.workplace import workplace
 
 if TYPE_CHECKING:
     from workbench.runs import Store
@@ -104,31 +104,13 @@ def lab(
     return declare
 
 
-Listener = Callable[[int, int, str], None]
-"""Told how many parts are done, of how many, and what comes next."""
-_listener: ContextVar[Listener | None] = ContextVar("lab_listener", default=None)
-
-
-@contextmanager
-def told(listener: Listener) -> Generator[None]:
-    """Tell `listener` of the progress of labs that run in the body."""
-    token = _listener.set(listener)
-    try:
-        yield
-    finally:
-        _listener.reset(token)
-
-
 def progress(parts: Iterable[T], what: Callable[[T], str] = str) -> Iterator[T]:
-    """The parts of a lab, one after the other, with word of them to whoever listens."""
-    every = list(parts)
-    listener = _listener.get()
+    """The parts of a lab, one after the other, with word of them to the workplace."""
+    every, tell = list(parts), workplace().progress
     for done, part in enumerate(every):
-        if listener is not None:
-            listener(done, len(every), what(part))
+        tell(done, len(every), what(part))
         yield part
-    if listener is not None:
-        listener(len(every), len(every), "done")
+    tell(len(every), len(every), "done")
 
 
 def over_seeds(name: str, by_seed: Sequence[float], n: int, unit: str = "") -> Metric:

@@ -56,7 +56,9 @@ def _analyse(stage: Stage, store: Store, writer: RunWriter, device: str) -> None
     pair_name = stage.name.partition("-")[2].rsplit("-s", 1)[0]
     pair = open_pair(spec["pair"], store, pair_name, stage.seed, device)
     scratch = writer.path / "scratch"
-    with working(Workplace(scratch, writer.progress)):  # what a killed one had so far, the next goes on from
+    with working(
+        Workplace(scratch, lambda done, total, what: writer.progress(done, total))
+    ):  # what a killed one had so far, the next goes on from
         result = analyses[spec["analysis"]].load()(pair, **spec["settings"])
     writer.result(result)
     if scratch.exists():

@@ -15,8 +15,8 @@ class Workplace:
 
     folder: Path | None = None
     """For files that the same computation goes on from after a kill; its owner removes it when the work is done."""
-    progress: Callable[[int, int], None] = lambda done, total: None
-    """`(done, total)` in steps of the computation's own choice."""
+    progress: Callable[[int, int, str], None] = lambda done, total, what: None
+    """`(done, total, what comes next)` in steps of the computation's own choice; nothing is said of the last where all are alike."""
 
 
 _here: ContextVar[Workplace] = ContextVar("workplace", default=Workplace())  # noqa: B039  # frozen
@@ -46,4 +46,4 @@ class Meter:
     def tick(self, more: int) -> None:
         """So much more is done; an estimate that was too low stops at its end."""
         self.done += more
-        self._place.progress(min(self.done, self.total), self.total)
+        self._place.progress(min(self.done, self.total), self.total, "")

@@ -48,14 +48,15 @@ def lab(
         values["seed"] = seed
     opened = open_store(store)
     printed: list[dict[str, Any]] = []
-    from workbench.lab import kept, told
+    from workbench.lab import kept
+    from workbench.workplace import Workplace, working
 
     for entry in chosen:
         experiment: Any = entry.load()
         experiment.settings(values)  # refused before anything is said
         if not json:
             sys.stderr.write(f"{entry.name}: about {human_seconds(60 * entry.minutes)} on one core with its defaults\n")
-        with told(_teller(entry.name, quiet=json)):
+        with working(Workplace(progress=_teller(entry.name, quiet=json))):
             found = kept(experiment, values, opened)
         if json:
             printed.append(found.result.to_json(found.folder))

@@ -72,7 +72,7 @@ def spectrum_of_run(
     with store.write(run.study, stage, "analyse", key, spec, (run.key,), {"seed": seed, "device": device}) as writer:
         if not writer.already_done:
 
-            def tell(done: int, total: int) -> None:
+            def tell(done: int, total: int, what: str) -> None:
                 writer.progress(done, total)
                 progress(done, total)
 
