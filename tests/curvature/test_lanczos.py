@@ -266,3 +266,23 @@ def test_what_is_done_is_not_done_again(hard, tmp_path):
     assert torch.equal(again.vectors, whole.vectors)
     for name in ("values", "residuals", "converged", "products", "tolerance", "scale", "confirmed"):
         np.testing.assert_array_equal(getattr(again, name), getattr(whole, name))
+
+
+def test_millions_of_parameters_in_single_precision():
+    """Sums over so many numbers of one sign are off by 1e-4 in single precision, and so would be lengths, and all that rests on them."""
+    n = 2_000_000
+    same = torch.full((n,), n**-0.5)
+    slope = torch.linspace(-1, 1, n) * (3 / n) ** 0.5
+    bulk = torch.linspace(-1, 1, n)
+
+    def times(v):
+        outer = sum(x[:, None] * (size * x.double() @ v.double()).float() for x, size in ((same, 100.0), (slope, 30.0)))
+        return outer + bulk[:, None] * v
+
+    pairs = extreme_pairs(SymmetricMap(n, times, torch.float32), 2, block=1)
+    assert pairs.converged.all()
+    # bulk takes `same` to `slope` and back: [[100, c], [c, 30]] with c = same.bulk.slope = 1/sqrt 3, and what lies further out
+    inner = np.linalg.eigvalsh([[100, 3**-0.5], [3**-0.5, 30]])[::-1]
+    np.testing.assert_allclose(pairs.values, inner, rtol=1e-3)
+    lengths = pairs.vectors.double().norm(dim=0)
+    torch.testing.assert_close(lengths, torch.ones(2, dtype=torch.float64), rtol=1e-6, atol=0)

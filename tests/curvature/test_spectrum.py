@@ -169,7 +169,7 @@ def test_what_is_kept_is_taken_up_again(pair, tmp_path):
     def run(stop_at: int | None, folder):
         seen = []
 
-        def tell(done: int, total: int) -> None:
+        def tell(done: int, total: int, what: str) -> None:
             seen.append(done)
             if stop_at is not None and done > stop_at:
                 raise Killed

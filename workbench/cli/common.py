@@ -126,14 +126,20 @@ def print_table(
     console.print(table)
 
 
+MOST_LINES = 40
+"""Headline numbers that are printed; more would hide what they say."""
+
+
 def print_result(title: str, result: Result, paths: Sequence[Path]) -> None:
     """A result: headline numbers, what they say, how far to trust them, and where its tables lie."""
     shown = result.to_json()["headline"]
     rows = [
         (m["metric"], f"{m['value']:.4g}", f"[{m['low']:.4g}, {m['high']:.4g}]", str(m["n"]), m["unit"], m["bound"])
-        for m in shown
+        for m in shown[:MOST_LINES]
     ]
     print_table(title, ("measure", "value", "95 %", "n", "unit", "bound"), rows)
+    if len(shown) > MOST_LINES:
+        say(f"  and {len(shown) - MOST_LINES} more numbers: with --json, in the tables, and on the page")
     for line in result.evidence:
         say(f"  {line.text}")
     for limit in result.limits:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from workbench.curvature.keeping import Keeper, Pieces
 from workbench.curvature.lanczos import Pairs
-from workbench.curvature.maps import SymmetricMap, random_columns
+from workbench.curvature.maps import SymmetricMap, dots, lengths, random_columns
 from workbench.errors import UserError
 from workbench.statistics import Floats, Interval, Numbers
 
@@ -187,14 +187,14 @@ def _tridiagonal(
         drawn = torch.cat([random_columns(of.size, 1, seed, "density", i, like=of) for i in probes], dim=1)
         for _ in range(2):
             drawn = _without(drawn, out)
-        rows[:, 0] = (drawn / drawn.norm(dim=0)).T
+        rows[:, 0] = (drawn / lengths(drawn, 0).to(drawn)).T
     tiny = 100 * torch.finfo(of.dtype).eps
     for j in range(begun, steps):
         w = _without(of.apply(rows[:, j].T), out).T.contiguous()
         for p in range(len(probes)):
             v = w[p]
-            a = torch.dot(rows[p, j], v)
-            v -= a * rows[p, j]
+            a = dots(rows[p, j : j + 1], v[None])[0, 0]
+            v -= a.to(v) * rows[p, j]
             if j:
                 v -= beta[p, j - 1].to(v) * rows[p, j - 1]
             size = _orthogonalise(v, rows[p, : j + 1])
@@ -203,7 +203,7 @@ def _tridiagonal(
             if float(size) > tiny * scale:
                 beta[p, j] = size
                 if j + 1 < steps:
-                    rows[p, j + 1] = v / size
+                    rows[p, j + 1] = v / size.to(v)
         if j + 1 < steps and (j + 1 - begun) % SAVE_EVERY == 0:
             pieces.save(probes.start, rows[:, : j + 2], {"alpha": alpha[:, : j + 1], "beta": beta[:, : j + 1]})
     if keeper is not None:
@@ -214,12 +214,12 @@ def _tridiagonal(
 
 def _orthogonalise(v: Float[Tensor, " n"], rows: Float[Tensor, "j n"]) -> Tensor:
     """Take out of v, in place, what lies in the rows; again where that was much [Daniel+76, "twice is enough"]. Gives its norm."""
-    before = v.norm()
+    before = lengths(v, 0)
     v.addmv_(rows.T, rows @ v, alpha=-1)
-    size = v.norm()
+    size = lengths(v, 0)
     if size <= before / 2:
         v.addmv_(rows.T, rows @ v, alpha=-1)
-        size = v.norm()
+        size = lengths(v, 0)
     return size
 
 

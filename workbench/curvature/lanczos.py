@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from workbench.curvature.keeping import Keeper, Pieces
-from workbench.curvature.maps import SymmetricMap, random_columns
+from workbench.curvature.maps import SymmetricMap, dots, lengths, random_columns
 from workbench.errors import UserError
 
 Which = Literal["top", "bottom"]
@@ -215,10 +215,10 @@ class _Search:
         w = self.sign * self.of.apply(self.rows[old:end].T).T.contiguous()
         self.products += self.ahead
         basis = self.rows[:end]
-        along = (basis @ w.T).T  # in this order twice as fast
-        w = w - along @ basis
+        along = dots(basis, w).T
+        w = w - along.to(w) @ basis
         found = self._next_block(w)
-        column = (along + found).T.double().cpu().numpy()
+        column = (along + found).T.cpu().numpy()
         self.projected[:end, old:end] = column
         self.projected[old:end, :end] = column.T
         within = column[old:end]
@@ -228,29 +228,30 @@ class _Search:
         """Orthonormal rows for what is left of a product; random ones where nothing is. Gives what lay in the basis after all."""
         end = self.size + self.ahead
         basis = self.rows[:end]
-        u, s, vh = torch.linalg.svd(w.T, full_matrices=False)  # w^T = u s vh: `[n, b] [b] [b, b]`
-        rows, weights = u.T.contiguous(), s[:, None] * vh
+        # In double, since what comes out has to have length 1: w^T = u s vh, `[n, b] [b] [b, b]`.
+        u, s, vh = torch.linalg.svd(w.T.double(), full_matrices=False)
+        rows, weights = u.T.to(w.dtype).contiguous(), s[:, None] * vh
         count = min(len(rows), self.of.size - end)
         scale = float(np.abs(self.projected[:end, :end]).max(initial=0.0))
         nothing = 100 * torch.finfo(w.dtype).eps * max(scale, float(s[0]) if end == 0 else 0.0)
         alive = int((s > nothing).sum())
-        along = torch.zeros(len(w), end, dtype=w.dtype, device=w.device)
+        along = torch.zeros(len(w), end, dtype=torch.float64, device=w.device)
         if alive:
-            inside = (basis @ rows[:alive].T).T
-            rows[:alive] -= inside @ basis
+            inside = dots(basis, rows[:alive]).T
+            rows[:alive] -= inside.to(w) @ basis
             along = weights[:alive].T @ inside
         live = min(alive, count)
         if live < count:
             rows[live:count] = self._random(count - live)
             self.broke = True
         for turn in range(2 if live < count else 1):  # random rows twice too
-            rows[live:count] -= (rows[live:count] @ basis.T) @ basis
-            q, r = torch.linalg.qr(rows[:count].T)
+            rows[live:count] -= dots(rows[live:count], basis).to(w) @ basis
+            q, r = torch.linalg.qr(rows[:count].T.double())
             if turn == 0 and live:
                 weights = r[:live, :live] @ weights[:live]
-            rows = q.T.contiguous()
+            rows = q.T.to(w.dtype).contiguous()
         coupling = torch.zeros(count, len(w), dtype=torch.float64)
-        coupling[:live] = weights[:live].double().cpu()
+        coupling[:live] = weights[:live].cpu()
         self.coupling = coupling.numpy()
         self.size, self.ahead = end, count
         self.rows[end : end + count] = rows[:count]
@@ -329,7 +330,7 @@ class _Search:
         k = min(self.k, self.size)
         chosen = torch.from_numpy(vectors[:, :k]).to(self.rows.device, self.rows.dtype)
         found = self.rows[: self.size].T @ chosen
-        found = found / found.norm(dim=0)
+        found = found / lengths(found, 0).to(found)
         image = self.of @ found
         sharp = (found.double() * image.double()).sum(0)
         residuals = (image.double() - sharp * found.double()).norm(dim=0).cpu().numpy()

@@ -18,6 +18,24 @@ if TYPE_CHECKING:
 
 CHUNK = 32
 """Columns that are multiplied at once."""
+STRETCH = 2**14
+"""Numbers that are summed in single precision, at most; their sums go on in double."""
+
+
+def dots(a: Float[Tensor, "j n"], b: Float[Tensor, "k n"]) -> Float[Tensor, "j k"]:
+    """Dot products of rows, in double precision: over millions of numbers a sum in single precision is off by 1e-4 and more."""
+    if a.dtype == torch.float64:
+        return a @ b.T
+    pieces = zip(a.split(STRETCH, dim=1), b.split(STRETCH, dim=1), strict=True)
+    total = torch.zeros(len(a), len(b), dtype=torch.float64, device=a.device)
+    for x, y in pieces:
+        total += (x @ y.T).double()
+    return total
+
+
+def lengths(x: Tensor, dim: int) -> Tensor:
+    """Euclidean lengths in double precision."""
+    return torch.linalg.vector_norm(x, dim=dim, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -103,7 +121,7 @@ def asymmetry(of: SymmetricMap, seed: int = 0, pairs: int = 10) -> float:
     A wrong second derivative shows here at once: that of layer norms by nested reverse mode is off by 3e-2 and more.
     """
     columns = random_columns(of.size, 2 * pairs, seed, "asymmetry", like=of)
-    columns = columns / columns.norm(dim=0)
+    columns = columns / lengths(columns, 0).to(columns)
     products = of @ columns
     u, v, au, av = columns[:, :pairs], columns[:, pairs:], products[:, :pairs], products[:, pairs:]
     size = float(products.norm(dim=0).max())

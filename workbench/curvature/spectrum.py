@@ -33,6 +33,21 @@ from workbench.workplace import Meter, workplace
 FLAT = 1e-3
 """Eigenvalues below this share of the largest, in size, count as the bulk at zero [Sagun+17 1706.04454 §3]."""
 TRAININGS = ("finetune", "revived")
+MEASURES = (
+    "lambda_max",
+    "lambda_min",
+    "outliers",
+    "trace",
+    "negative",
+    "residual_share",
+    "frobenius",
+    "flat",
+    "loss",
+    "gradient_norm",
+    "asymmetry",
+    "parameters",
+)
+"""Of every model, in the order in which they are told: all models side by side, measure by measure."""
 
 
 class SpectrumSettings(Settings):
@@ -64,7 +79,7 @@ def _fits(settings: SpectrumSettings, question: Question, blocks: int) -> None:
 @analysis(
     version=1,
     n=128,
-    passes=4000,
+    passes=20000,
     holds=1200,
     paper="Sagun+17 1706.04454; Ghorbani+19 1901.10159; Papyan 2019 1901.08244",
     group="curvature",
@@ -274,11 +289,15 @@ def _result(capability: str, tuned_on: str, settings: SpectrumSettings, found: _
     result = Result(
         name="spectrum",
         tables=tables,
-        headline=tuple(found.metrics),
+        headline=tuple(sorted(found.metrics, key=lambda m: MEASURES.index(_measure(m.metric)))),
         limits=tuple(limits),
         provenance={"capability": capability, "tuned_on": tuned_on},
     )
     return replace(result, evidence=evidence(result))
+
+
+def _measure(name: str) -> str:
+    return max((m for m in MEASURES if name.startswith(m)), key=len)
 
 
 def evidence(result: Result) -> tuple[Evidence, ...]:
