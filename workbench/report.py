@@ -61,8 +61,8 @@ def result_html(result: Result) -> str:
     return "".join(parts)
 
 
-def python_code(store: Path, study: str, pair: str, analysis: str, seed: int | None = None) -> str:
-    """The Python that makes the figure of a result."""
+def python_code(store: Path, study: str, pair: str, analysis: str, seed: int | None = None, settings: str = "") -> str:
+    """The Python that makes the figure of a result; of one with settings of its own (`Study.variants`), by these."""
     which = "" if seed is None else f", seed={seed}"
     return "\n".join(
         [
@@ -70,7 +70,9 @@ def python_code(store: Path, study: str, pair: str, analysis: str, seed: int | N
             "from workbench.figures import figure",
             "",
             f"study = wb.Study.open(wb.Store({str(store)!r}), {study!r})",
-            f"result = study.result({pair!r}, {analysis!r}{which})",
+            f"result = study.variants({pair!r}, {analysis!r}{which})[{settings!r}]"
+            if settings
+            else f"result = study.result({pair!r}, {analysis!r}{which})",
             "figure(result).show()",
         ]
     )

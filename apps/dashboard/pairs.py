@@ -44,8 +44,11 @@ def pickers(names: Sequence[str] | None = None, pooled: bool = True) -> tuple[St
 
 
 def analysis(study: Study, pair: str, name: str, seed: int | None, mark: str) -> None:
-    """One analysis, or how to get it."""
-    result = reading.result(study.name, pair, name, seed, mark)
+    """One analysis, else one with settings of its own, or how to get it."""
+    result, settings = reading.result(study.name, pair, name, seed, mark), ""
+    if result is None and (others := reading.variants(study.name, pair, name, seed, mark)):
+        settings = st.selectbox("Settings (not the defaults: no verdict rests on it)", list(others), key=f"settings-{name}")
+        result = others[settings]
     if result is None:
         st.info(f"{words.title(name).capitalize()} is not done yet for this pair.", icon=":material/hourglass_empty:")
         of_study = name in study.spec.analyses
@@ -59,7 +62,7 @@ def analysis(study: Study, pair: str, name: str, seed: int | None, mark: str) ->
         st.warning(f"Not all seeds yet; to be done: {words.listed(missing)}.", icon=":material/hourglass_empty:")
     which = POOLED.replace(" ", "_") if seed is None else f"s{seed}"
     parts.figure_block(
-        result, f"{study.name}-{pair}-{name}-{which}", python_code(study.store.root, study.name, pair, name, seed)
+        result, f"{study.name}-{pair}-{name}-{which}", python_code(study.store.root, study.name, pair, name, seed, settings)
     )
 
 

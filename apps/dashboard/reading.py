@@ -93,6 +93,16 @@ def _verdicts(root: str, name: str, mark: str) -> tuple[Verdict, ...]:
     return tuple(_open(root, name).verdicts())
 
 
+@st.cache_data(max_entries=32, max_size="500MiB", show_spinner="Reading the results")
+def _variants(root: str, name: str, pair: str, analysis: str, seed: int | None, mark: str) -> dict[str, Result]:
+    return _open(root, name).variants(pair, analysis, seed)
+
+
+def variants(name: str, pair: str, analysis: str, seed: int | None, mark: str) -> dict[str, Result]:
+    """Results with settings of their own, by these settings, the newest first."""
+    return _variants(str(store().root), name, pair, analysis, seed, mark)
+
+
 def result(name: str, pair: str, analysis: str, seed: int | None, mark: str) -> Result | None:
     """The result of an analysis on a pair, pooled over seeds or of one; None when nothing is done."""
     return _result(str(store().root), name, pair, analysis, seed, mark)

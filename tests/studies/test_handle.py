@@ -229,6 +229,10 @@ def test_an_analysis_with_other_settings_is_a_run_of_its_own(copied):
     assert copied.analyze("wrapped", "behaviour", {"n": 32})[1] == [path]
     assert copied.analyze("wrapped", "behaviour")[1] == [first.path]
     assert len(copied.store.runs()) == 12
+    # It is found by its settings, beside the study's own, and never in place of it.
+    assert list(copied.variants("wrapped", "behaviour")) == ["n=32"]
+    assert copied.variants("wrapped", "behaviour", 0)["n=32"].metric("base_pt").n == 32
+    assert copied.variants("wrapped", "probing") == {}
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from plotly.subplots import make_subplots
 from workbench.figures import words
 from workbench.figures.marks import whiskers
 from workbench.figures.tables import distinct, groups, keep, select, values
-from workbench.figures.theme import GREY, finish, rgba, style
+from workbench.figures.theme import GREY, finish, style
 from workbench.results import Result
 
 ROLES = ("pt", "ft")
@@ -26,7 +26,7 @@ def figure(result: Result) -> go.Figure:
     fig = make_subplots(
         rows=2,
         cols=2,
-        vertical_spacing=0.17,
+        vertical_spacing=0.24,
         horizontal_spacing=0.12,
         subplot_titles=["", "calibration on the base", *(f"chains on {names[role]}" for role in ROLES)],
     )
@@ -34,7 +34,7 @@ def figure(result: Result) -> go.Figure:
     _sweep(fig, result)
     for column, role in enumerate(ROLES, start=1):
         _traces(fig, result, role, column)
-    return finish(fig, "How degenerate is the loss around each model?", words.sample(result), height=760, top=104)
+    return finish(fig, "How degenerate is the loss around each model?", words.sample(result), height=860, top=104)
 
 
 def _numbers(fig: go.Figure, result: Result) -> None:
@@ -93,7 +93,7 @@ def _sweep(fig: go.Figure, result: Result) -> None:
             y=[f"{g:g}" for g in gamma],
             text=said,
             texttemplate="%{text}",
-            colorscale=[[0, rgba(style("base").color, 0.08)], [1, rgba(style("base").color, 0.5)]],
+            colorscale=[[0, "#DCEAF5"], [1, style("base").color]],  # opaque, so that the text on it is chosen to be read
             showscale=False,
             showlegend=False,
             hoverongaps=False,

@@ -204,6 +204,8 @@ def _axes(
     last: bool,
 ) -> None:
     decades = 10.0 ** np.arange(np.floor(np.log10(linear)) + 2, np.ceil(np.log10(edge)) + 1)
+    if len(decades) > 2:  # the outermost would run into the next panel's
+        decades = decades[:-1][::-1][:: 1 if len(decades) < 5 else 2][::-1]
     ticks = np.concatenate([-decades[::-1], [0.0], decades])
     shown = [t for t in ticks if grid[0] <= axis(t, linear) <= grid[-1]]
     fig.update_xaxes(
@@ -249,5 +251,5 @@ def alt(result: Result) -> str:
         if f"lambda_max_{name}_pt" in found
     ]
     flat = next((m for name, m in found.items() if name.startswith("flat_")), None)
-    bulk = f" {100 * flat.value:.0f} % of the eigenvalues lie within a thousandth of the largest." if flat else ""
+    bulk = f" {100 * flat.value:.3g} % of the eigenvalues lie within a thousandth of the largest." if flat else ""
     return f"The largest eigenvalue of the Hessian of the loss of {pt} is {words.listed(said)}.{bulk}"

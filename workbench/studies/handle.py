@@ -211,6 +211,24 @@ class Study:
         found = done[0] if seed is not None else pool(done)
         return replace(found, evidence=tuple(replace(line, analysis=analysis) for line in found.evidence))
 
+    def variants(self, pair: str, analysis: str, seed: int | None = None) -> dict[str, Result]:
+        """Results that `analyze` made with settings of its own, by these settings (`n=32, points=3`), the newest first.
+
+        Of one seed, or pooled over those that are done. No verdict rests on them.
+        """
+        mine = [run for run in self.store.runs(self.name) if run.done and run.stage.startswith(f"{analysis}-{pair}-s")]
+        tried = [run.spec["settings"] for run in sorted(mine, key=lambda run: run.path.stat().st_mtime, reverse=True)]
+        found: dict[str, Result] = {}
+        for settings in tried:
+            text = ", ".join(f"{name}={value}" for name, value in settings.items())
+            if not text or text in found:
+                continue
+            with suppress(UserError):  # settings of an older version, or one that cannot be read
+                runs = self.store.find_all(stage.key for stage in self.stages_of(pair, analysis, settings, seed))
+                if done := [run.result() for run in runs.values() if run.done]:
+                    found[text] = done[0] if seed is not None else pool(done)
+        return found
+
     def analyze(
         self,
         pair: str,

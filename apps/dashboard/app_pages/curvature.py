@@ -13,8 +13,12 @@ from workbench.studies.handle import Study
 def along_training(study: Study, pair: str, seed: int | None, mark: str) -> None:
     """A slider over the checkpoints at which the spectrum was measured."""
     st.subheader("Spectra along a training", divider="gray")
-    result = reading.result(study.name, pair, "spectrum", seed, mark)
-    if result is None or "path" not in result.tables:
+    every = (
+        reading.result(study.name, pair, "spectrum", seed, mark),
+        *reading.variants(study.name, pair, "spectrum", seed, mark).values(),
+    )
+    result = next((found for found in every if found is not None and "path" in found.tables), None)
+    if result is None:
         st.caption("Not measured yet. This adds the spectra at checkpoints of fine-tuning and reviving, where they were kept:")
         st.code(f"workbench spectrum {study.name}:{pair} --set points=6 --store {study.store.root}", language="bash")
         return
