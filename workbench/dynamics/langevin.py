@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
@@ -80,9 +79,9 @@ def cube(v: Float[Tensor, " d"]) -> Float[Tensor, "d d d"]:
 def single_index(x: Float[Tensor, "n d"], y: Float[Tensor, " n"]) -> Float[Tensor, "d d d"]:
     """sqrt(n) times the mean of y H3(x), with H3(x)_ijk = x_i x_j x_k - x_i [j=k] - x_j [i=k] - x_k [i=j].
 
-    On the sphere <y H3(x), theta^3> = y He3(theta . x): the correlation loss of a single-index model of information exponent 3 is tensor PCA
-    with this tensor. For y = He3(x . theta*) / sqrt 6 its mean is sqrt(6 n) theta*^3, and entries with distinct indices have noise of
-    variance about that of y.
+    On the sphere <y H3(x), theta^3> = y He3(theta . x): the correlation loss of a single-index model of information exponent 3 is
+    tensor PCA with this tensor. For y = He3(x . theta*) / sqrt 6 its mean is sqrt(6 n) theta*^3, and entries with distinct indices have
+    noise of variance about that of y.
     """
     n, d = x.shape
     raw = torch.einsum("ni,nj,nk->ijk", x * y[:, None], x, x) / n
@@ -186,9 +185,9 @@ def cosine(a: Float[Tensor, "*n d"], b: Float[Tensor, "*n d"]) -> Float[Tensor, 
 def langevin(settings: LangevinSettings) -> Result:
     """Spherical Langevin dynamics of tensor PCA (order 3) and of a single-index model: average iterate against last, and partial trace.
 
-    `table`: per problem, beta, and `estimate` (`average`, `last`, `partial_trace`) the |overlap| with the planted direction, and the cosine of
-    average and partial trace (`along_trace`). `runs`: the same by seed. `course`: overlaps of the iterate and of the running
-    average along the first seed's chains. `map`: shares of tensors on which the average (or the last iterate) succeeds.
+    `table`: per problem, beta, and `estimate` (`average`, `last`, `partial_trace`) the |overlap| with the planted direction, and the
+    cosine of average and partial trace (`along_trace`). `runs`: the same by seed. `course`: overlaps of the iterate and of the running
+    average along the first seed's chains. `map`: shares of tensors on which the average (or another estimate) succeeds.
     """
     runs: list[dict[str, Any]] = []
     courses: list[pd.DataFrame] = []
@@ -333,7 +332,9 @@ def _table(runs: Any, d: int) -> pd.DataFrame:
     for (problem, beta, estimate), some in runs.groupby(["problem", "beta", "estimate"], sort=False):
         m = over_seeds(estimate, some["value"].tolist(), d)
         at = {"problem": problem, "beta": beta, "estimate": estimate}
-        rows.append({**at, "value": m.value, "low": m.low, "high": m.high, "n": d, "seeds": m.seeds, "least": some["value"].min()})
+        rows.append(
+            {**at, "value": m.value, "low": m.low, "high": m.high, "n": d, "seeds": m.seeds, "least": some["value"].min()}
+        )
     return pd.DataFrame(rows)
 
 
@@ -343,7 +344,9 @@ def _headline(runs: Any, settings: LangevinSettings) -> tuple[list[Metric], list
     by_kind = runs.set_index(["problem", "beta", "estimate"])["value"].sort_index()
     n, at_chance = settings.d, chance(settings.d)
 
-    def line(says: str, name: str, problem: str, beta: float, estimate: str, low: float, high: float = math.inf, by: float = 1) -> None:
+    def line(
+        says: str, name: str, problem: str, beta: float, estimate: str, low: float, high: float = math.inf, by: float = 1
+    ) -> None:
         metric = over_seeds(name, [value / by for value in by_kind.loc[problem, beta, estimate]], n)
         metrics.append(metric)
         lines.append(Expectation(says, metric, low, high))
@@ -352,14 +355,25 @@ def _headline(runs: Any, settings: LangevinSettings) -> tuple[list[Metric], list
     for problem, short in (("tensor PCA", "pca"), (SINGLE_INDEX, "index")):
         for beta in settings.betas:
             end = f"{short}_{beta:g}"
-            line(f"{problem}, beta {beta:g}: the average finds the direction", f"average_{end}", problem, beta, "average", FOUND)
+            line(
+                f"{problem}, beta {beta:g}: the average finds the direction", f"average_{end}", problem, beta, "average", FOUND
+            )
             says = f"{problem}, beta {beta:g}: the average lies along the partial trace"
             line(says, f"along_trace_{end}", problem, beta, "along_trace", ALONG_TRACE)
         beta, end = settings.betas[0], f"{short}_{settings.betas[0]:g}"
         says = f"{problem}, beta {beta:g}: the last iterate is at chance (ratio to it)"
         line(says, f"last_{end}", problem, beta, "last", *near, at_chance)
     beta = settings.betas[0]
-    line("without signal the average is no further than chance (ratio to it)", "average_null", "no signal", beta, "average", 0, 2, at_chance)
+    line(
+        "without signal the average is no further than chance (ratio to it)",
+        "average_null",
+        "no signal",
+        beta,
+        "average",
+        0,
+        2,
+        at_chance,
+    )
     says = "as beta -> 0 the average's direction is the partial trace's"
     line(says, "mirrored_along_trace", "tensor PCA, mirrored", settings.small_beta, "along_trace", COLD_LIMIT)
     return metrics, lines

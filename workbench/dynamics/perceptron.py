@@ -26,8 +26,13 @@ Margins = Float[np.ndarray, " n"]
 Point = Float[np.ndarray, " d"]
 Method = Literal["lr_gd", "normalized_lr_gd", "batch_perceptron", "normalized_batch_perceptron"]
 
-TABLE_1 = {("normalized_lr_gd", 100.0): 2, ("normalized_lr_gd", 10.0): 2, ("normalized_lr_gd", 1.0): 16}
-TABLE_1 |= {("normalized_lr_gd", 0.1): 157, ("lr_gd", 100.0): 308}
+TABLE_1 = {
+    ("normalized_lr_gd", 100.0): 2,
+    ("normalized_lr_gd", 10.0): 2,
+    ("normalized_lr_gd", 1.0): 16,
+    ("normalized_lr_gd", 0.1): 157,
+    ("lr_gd", 100.0): 308,
+}
 """Iterations on the worst-case set of 1000 rows [2412.08424 Table 1]."""
 TABLE_1_ROWS = 1000
 SEPARATION, RANDOM_ROWS, RANDOM_WIDTH = 0.05, 100, 10
@@ -209,16 +214,16 @@ def perceptron(settings: PerceptronSettings) -> Result:
     after the start, and the share `solved`. `runs`: each run. `curves`: loss and accuracy at every iteration
     of the largest worst-case set and the first random one.
     """
-    jobs: list[tuple[Data, int, Method, float, str]] = []
+    jobs: list[Job] = []
     worst = [worst_case(n) for n in settings.rows]
     for data in (*worst, two_points()):
-        jobs += [(data, settings.seed, "lr_gd", step, f"{step:g}") for step in settings.plain_steps]
-        jobs += [(data, settings.seed, "normalized_lr_gd", step, f"{step:g}") for step in settings.steps]
+        jobs += _jobs(data, settings.seed, "lr_gd", settings.plain_steps)
+        jobs += _jobs(data, settings.seed, "normalized_lr_gd", settings.steps)
         jobs += _perceptrons(data, settings.seed)
     random = [(seed, random_separable(RANDOM_ROWS, RANDOM_WIDTH, seed)) for seed in settings.all_seeds]
     for seed, data in random:
-        for method in ("lr_gd", "normalized_lr_gd"):
-            jobs += [(data, seed, method, unit / data.smoothness, f"{unit:g}/L") for unit in OF_SMOOTHNESS]
+        jobs += _jobs(data, seed, "lr_gd", OF_SMOOTHNESS, 1 / data.smoothness, "/L")
+        jobs += _jobs(data, seed, "normalized_lr_gd", OF_SMOOTHNESS, 1 / data.smoothness, "/L")
         jobs += _perceptrons(data, seed)
     runs: list[dict[str, Any]] = []
     curves: list[pd.DataFrame] = []
@@ -252,7 +257,15 @@ def perceptron(settings: PerceptronSettings) -> Result:
     )
 
 
-def _perceptrons(data: Data, seed: int) -> list[tuple[Data, int, Method, float, str]]:
+Job = tuple[Data, int, Method, float, str]
+"""A set, its seed, a rule, its step, and what that is called."""
+
+
+def _jobs(data: Data, seed: int, method: Method, steps: tuple[float, ...], unit: float = 1, name: str = "") -> list[Job]:
+    return [(data, seed, method, step * unit, f"{step:g}{name}") for step in steps]
+
+
+def _perceptrons(data: Data, seed: int) -> list[Job]:
     return [(data, seed, "batch_perceptron", 1.0, "any"), (data, seed, "normalized_batch_perceptron", 1.0, "any")]
 
 
@@ -290,7 +303,9 @@ def _headline(runs: Any, distance: float) -> tuple[list[Metric], list[Expectatio
     n = RANDOM_ROWS
     faster = over_seeds("iterations_ratio", (large["value"] / small["value"]).tolist(), n, "largest / smallest step")
     line("on random sets the largest step needs fewer iterations", faster, high=1)
-    higher = over_seeds("loss_ratio_log10", np.log10(large["highest_loss"] / small["highest_loss"]).tolist(), n, "powers of ten")
+    higher = over_seeds(
+        "loss_ratio_log10", np.log10(large["highest_loss"] / small["highest_loss"]).tolist(), n, "powers of ten"
+    )
     line("and has the higher loss on the way", higher, low=0)
     normalized = runs[(runs["set"] == "random") & (runs["method"] == "normalized_lr_gd")].set_index(["step", "seed"])
     slower = (normalized.loc[f"{OF_SMOOTHNESS[-1]:g}/L"]["value"] / large["value"]).tolist()

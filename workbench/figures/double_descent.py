@@ -70,7 +70,7 @@ def figure(result: Result) -> go.Figure:
     power: dict[str, Any] = {"type": "log", "exponentformat": "power", "dtick": 1, "tickfont": {"size": 12}}
     fig.update_xaxes(title_text="features p", type="log", tickvals=[10, 30, 100, 300, 1000], row=1, col=1)
     fig.update_yaxes(title_text="squared error; condition number", **power, row=1, col=1)
-    fig.update_xaxes(title_text=f"training loss (squared error; at least {FLOOR:g})", **{**power, "dtick": 2}, row=1, col=2)
+    fig.update_xaxes(power, title_text=f"training loss (squared error; at least {FLOOR:g})", dtick=2, row=1, col=2)
     fig.update_yaxes(title_text="test error", **power, row=1, col=2)
     below = f"{n} rows, medians over seeds {words.listed(words.seeds(result))}; band: quartiles"
     return finish(fig, "The peak at p = n needs an optimizer that gets there", below, height=470)

@@ -54,9 +54,7 @@ def figure(result: Result) -> go.Figure:
                 _accuracy(fig, some, f"step {step}", color, "solid", row, column, named)
             last = largest(pd.concat([mine, perceptron]), "iteration")
             fig.update_xaxes(step_axis(last, "iteration" if row == len(sets) else "", most=6), row=row, col=column)
-            fig.update_yaxes(
-                accuracy_axis("accuracy (solid)" if column == 1 else ""), row=row, col=column, secondary_y=False
-            )
+            fig.update_yaxes(accuracy_axis("accuracy (solid)" if column == 1 else ""), row=row, col=column, secondary_y=False)
             fig.update_yaxes(
                 title_text="loss, nats (dotted)" if column == 2 else "",
                 type="log",
@@ -70,7 +68,12 @@ def figure(result: Result) -> go.Figure:
             )
     seeds = words.seeds(result)
     below = f"crosses: all rows are on the right side; random set of seed {seeds[0] if seeds else 0}, steps in units of 1/L"
-    fig = finish(fig, "At huge steps logistic regression is the perceptron: higher loss on the way, mostly sooner solved", below, height=700)
+    fig = finish(
+        fig,
+        "At huge steps logistic regression is the perceptron: higher loss on the way, mostly sooner solved",
+        below,
+        height=700,
+    )
     return fig.update_layout(margin_r=76)
 
 
@@ -106,7 +109,9 @@ def alt(result: Result) -> str:
     for method, title in TITLES.items():
         mine = select(worst, method=method)
         pairs = [f"{value:,.0f} at step {step}" for step, value in zip(mine["step"], values(mine, "value"), strict=True)]
-        said.append(f"{title} solves the worst-case set of {int(first(worst, 'n')):,} rows after {words.listed(pairs)} iterations.")
+        said.append(
+            f"{title} solves the worst-case set of {int(first(worst, 'n')):,} rows after {words.listed(pairs)} iterations."
+        )
     found = {m.metric: m for m in result.headline}
     said.append(
         f"On random sets the largest step of LR+GD takes {words.interval(found['iterations_ratio'])} times the iterations of 1/L, with "
