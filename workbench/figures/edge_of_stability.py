@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
@@ -40,17 +41,24 @@ def figure(result: Result) -> go.Figure:
                     column,
                 )
         fig.update_yaxes(title_text="sharpness" if column == 1 else "", row=1, col=column)
-        fig.update_yaxes(title_text="mean squared error" if column == 1 else "", dtick=2, row=2, col=column)
+        fig.update_yaxes(title_text="mean squared error" if column == 1 else "", dtick=_decades(mine), row=2, col=column)
         fig.update_xaxes(title_text="step", row=2, col=column)
     fig.update_yaxes(type="log", exponentformat="power", tickfont={"size": 12})
     fig.update_yaxes(nticks=6, row=1)
     n, seeds = max(m.n for m in result.headline if m.metric.startswith(("ratio", "highest"))), words.listed(words.seeds(result))
     return finish(
         fig,
-        "Training sharpens the loss up to what its step allows",
+        "Does training sharpen the loss up to what its step allows?",
         f"full batches of {n} rows; each line one of the seeds {seeds}",
         height=680,
     )
+
+
+def _decades(rows: Any) -> int:
+    """Between two ticks of the loss, so that there are about five."""
+    losses = values(rows, "loss")
+    seen = losses[np.isfinite(losses) & (losses > 0)]
+    return max(1, round(float(np.log10(seen.max() / seen.min())) / 5))
 
 
 def _rate(fig: go.Figure, rows: Any, name: str, color: str, column: int) -> None:
