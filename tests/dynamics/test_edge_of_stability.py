@@ -140,6 +140,7 @@ def test_the_lab_and_its_figure():
     assert "never exceeds" in alt(result)
     gone = wb.labs.edge_of_stability(**{**SMALL, "rates": [40], "momentum_rates": [], "adam_rates": [], "seeds": 1})
     assert gone.table.query("measure == 'diverged' and rate == 40")["value"].item() == 1
+    assert gone.table.query("measure == 'highest' and rate == 40")["value"].isna().all()  # its first readings do not count
     figure(gone)
     assert "not defined" in alt(gone)
 

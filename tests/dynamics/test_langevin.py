@@ -105,6 +105,11 @@ def test_the_lab_and_its_figure():
     assert set(result.tables["expectations"]["held"]) <= {"yes", "no", "open"}
     assert len(result.tables["map"]) == 2 * 2 * 3
     assert result.tables["map"]["value"].between(0, 1).all()
+    shares = result.tables["map"].set_index(["estimate", "d", "ratio"])["value"]
+    assert shares["partial_trace", 5, 8] == 1
+    assert result.metric("mirrored_along_trace").value > 0.9
+    last = result.table.query("problem == 'tensor PCA' and beta == 0.3 and estimate == 'last'")["value"].item()
+    assert result.metric("last_pca_0.3").value == pytest.approx(last / chance(6))
     fig = figure(result)
     assert {t.name for t in fig.data if t.showlegend} == {"iterate", "running average", "partial trace, |overlap|"}
     assert next(t for t in fig.data if t.name == "iterate").line.color == "#8C8C8C"

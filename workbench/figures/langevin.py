@@ -11,10 +11,11 @@ from plotly.subplots import make_subplots
 
 from workbench.figures import words
 from workbench.figures.tables import distinct, first, select, values
-from workbench.figures.theme import BLUE, GREEN, GREY, finish, rgba
+from workbench.figures.theme import BLUE, GREEN, GREY, finish
 from workbench.results import Result
 
 PANELS = ("tensor PCA", "single index", "no signal")
+PALE = "#E3EEF6"
 MAPS = {"average": "average", "last": "last iterate", "partial_trace": "partial trace"}
 
 
@@ -75,9 +76,8 @@ def _map(fig: go.Figure, rows: Any, column: int) -> None:
         z=shares,
         zmin=0,
         zmax=1,
-        colorscale=[[0, rgba(BLUE, 0.06)], [1, BLUE]],
+        colorscale=[[0, PALE], [1, BLUE]],  # opaque, so that the numbers are chosen to be read on it
         texttemplate="%{z:.0%}",
-        colorbar={"title": {"text": "share found"}, "len": 0.36, "y": 0.2, "thickness": 12},
         showscale=False,
         xgap=2,
         ygap=2,
