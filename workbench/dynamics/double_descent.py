@@ -22,6 +22,7 @@ from pydantic import Field, field_validator
 from workbench.lab import Expectation, LabSettings, expectations, lab, over_seeds, progress
 from workbench.results import Metric, Result
 from workbench.seeds import numpy_generator
+from workbench.statistics import hierarchical
 
 Values = Float[np.ndarray, " k"]
 Arm = Literal["min_norm", "gd", "heavy_ball", "adam", "rescaled_gd", "zero"]
@@ -209,23 +210,21 @@ def _headline(runs: Any, kappa: Any, settings: DoubleDescentSettings) -> tuple[l
         metrics.append(metric)
         lines.append(Expectation(says, metric, low, high))
 
-    best = error["min_norm"][math.inf].median().idxmax()
-    line("the minimum-norm error peaks at p = n", over_seeds("peak_at", [best / n], n, "features / rows"), 0.9, 1.1)
+    best = error["min_norm"][math.inf].idxmax(axis=1)
+    line("the minimum-norm error peaks at p = n", over_seeds("peak_at", (best / n).tolist(), n, "features / rows"), 0.9, 1.1)
     if n in features:
-        factor = (error["min_norm"][math.inf][n] / error["min_norm"][math.inf][features[-1]]).median()
-        line("and is there many times that of the widest net", over_seeds("peak_factor", [float(factor)], n), low=PEAK)
-    slow = [steps for steps in settings.steps if steps == SLOW]
-    for steps in slow if near else []:
-        curve = error["gd"][steps][near].median()
-        says = f"gradient descent of {steps:g} steps has no peak: its worst near p = n over the minimum norm's at p = {near[0]}"
-        ratio = float(curve.max() / error["min_norm"][math.inf][near[0]].median())
-        line(says, over_seeds("gd_peak", [ratio], n), high=1)
-    middle = kappa.groupby("features")["kappa"].median().idxmax()
-    line("the condition number is largest at p = n", over_seeds("kappa_at", [middle / n], n, "features / rows"), 0.9, 1.1)
+        factor = error["min_norm"][math.inf][n] / error["min_norm"][math.inf][features[-1]]
+        line("and is there many times that of the widest net", _ratio("peak_factor", factor, n), low=PEAK)
+    if SLOW in settings.steps and near:
+        worst = error["gd"][SLOW][near].max(axis=1)
+        says = f"gradient descent of {SLOW} steps has no peak: its worst near p = n over the minimum norm's at p = {near[0]}"
+        line(says, _ratio("gd_peak", worst / error["min_norm"][math.inf][near[0]], n), high=1)
+    widest = kappa.pivot_table(index="seed", columns="features", values="kappa").idxmax(axis=1)
+    at = over_seeds("kappa_at", (widest / n).tolist(), n, "features / rows")
+    line("the condition number is largest at p = n", at, 0.9, 1.1)
     if n in features:
         for steps in settings.steps:
-            ratio = float((error["rescaled_gd"][steps][n] / error["gd"][steps][n]).median())
-            metric = over_seeds(f"rescaled_{steps:g}", [ratio], n, "error at p = n, rescaled / plain features")
+            metric = _ratio(f"rescaled_{steps:g}", error["rescaled_gd"][steps][n] / error["gd"][steps][n], n)
             metrics.append(metric)
             if steps == max(settings.steps):
                 lines.append(Expectation("worse conditioning lowers what is left of the peak", metric, high=1))
@@ -234,3 +233,11 @@ def _headline(runs: Any, kappa: Any, settings: DoubleDescentSettings) -> tuple[l
     away = data.test_features @ (filtered(data, lambda s: gd_filter(s, eta, steps)) - descend(data, eta, steps))
     line("the filter is gradient descent", over_seeds("filter_error", [float(np.abs(away).max())], n), high=FILTER_ERROR)
     return metrics, lines
+
+
+def _ratio(name: str, by_seed: Any, n: int) -> Metric:
+    """The geometric mean over seeds of a ratio of test errors."""
+    values = [float(value) for value in by_seed]
+    found = hierarchical([[value] for value in values], "geometric")
+    low, high = (found.low, found.high) if len(values) > 1 else (math.nan, math.nan)
+    return Metric(name, found.value, low, high, n, "ratio", pool="geometric", seeds=len(values), draws=tuple(values))
