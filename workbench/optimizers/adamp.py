@@ -75,9 +75,9 @@ class AdamP(Rule):
 class SGDP(Rule):
     """SGD with momentum whose direction is projected: `b = momentum b + (1 - dampening) g` from b = 0.
 
-    The direction is b, with `nesterov` g + momentum b. Without `nesterov` the published code also keeps the projected
-    direction as the buffer; the paper's algorithm does not. `project_buffer` true, the default, is the code; false is the paper. Decay is decoupled: `lr weight_decay ratio / (1 - momentum)`.
-    `watch` gets `view`: row, layer or nothing.
+    The direction is b, with `nesterov` g + momentum b. Without `nesterov` the published code also keeps the projected direction as the
+    buffer; the paper's algorithm does not. `project_buffer` true, the default, is the code; false is the paper.
+    Decay is decoupled: `lr weight_decay ratio / (1 - momentum)`. `watch` gets `view`: row, layer or nothing.
     """
 
     def __init__(
