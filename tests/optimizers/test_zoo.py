@@ -25,7 +25,7 @@ class Plain(torch.optim.Optimizer):
 
 @pytest.fixture
 def zoo(monkeypatch):
-    module, known = ModuleType("pytorch_optimizer"), {"lion": Lion, "plain": Plain, "diffgrad": Lion}
+    module, known = ModuleType("pytorch_optimizer"), {"lion": Lion, "sgd": Plain, "diffgrad": Lion, "soap": Lion}
     module.get_supported_optimizers = lambda: sorted(known)
     module.load_optimizer = lambda name: known[name.lower()]
     monkeypatch.setitem(sys.modules, "pytorch_optimizer", module)
@@ -54,7 +54,8 @@ def test_where_the_library_departs_from_the_paper_it_says_so(zoo):
     [
         ("zoo:lyon", {}, "pytorch-optimizer has no optimizer 'lyon'; did you mean 'lion'"),
         ("zoo:lion", {"settings": {"beta": 1}}, "optimizer zoo:lion has no setting 'beta'; did you mean 'betas'"),
-        ("zoo:plain", {"weight_decay": 0.1}, "optimizer zoo:plain has no setting 'weight_decay'"),
+        ("zoo:soap", {}, r"optimizer zoo:soap does not work in a run, .+ stand in docs/optimizers\.md"),
+        ("zoo:sgd", {"weight_decay": 0.1}, "optimizer zoo:sgd has no setting 'weight_decay'"),
         ("zoo:lion", {"settings": {"betas": [2, 0.9]}}, r"optimizer zoo:lion cannot be built: betas \(2, 0\.9\)"),
     ],
 )
