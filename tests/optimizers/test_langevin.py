@@ -81,11 +81,12 @@ def test_tensors_and_seeds_have_draws_of_their_own():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, 3, 4])
+@pytest.mark.parametrize("seed", [1, 3, 8])
 def test_the_average_finds_a_planted_direction_that_the_last_iterate_does_not(seed):
     """Tensor PCA. What can be found is the closed form's, the partial trace: .46 to .78 over the first twelve tensors of 30 dimensions.
 
-    These are the first three where that is .55 or more, so that .5 asks something of the dynamics and not of the tensor.
+    The average scatters about it by .07 from noise to noise. These are the first three tensors with .7 or more, so that .5 asks
+    something of the dynamics and not of the tensor.
     """
     d, beta, h, steps = 30, 0.3, 0.02, 100_000
     draws = torch.Generator().manual_seed(seed)
@@ -106,7 +107,7 @@ def test_the_average_finds_a_planted_direction_that_the_last_iterate_does_not(se
             overlaps.append(abs(float(p.detach() @ planted)))
     average, trace = (v / v.norm() for v in (optimizer.average(p), torch.einsum("ijj->i", tensor)))
     found, possible, alike = float(average @ planted), float(trace @ planted), float(average @ trace)
-    assert possible >= 0.55
+    assert possible >= 0.7
     assert found >= 0.5
     assert alike >= 0.9
     assert sum(overlaps) / len(overlaps) == pytest.approx(math.sqrt(2 / (math.pi * d)), rel=0.1)

@@ -1,11 +1,13 @@
 """Kinds and their settings: what was written before means what it meant, and each kind takes its own settings alone."""
 
 import hashlib
+import inspect
 import json
 
 import pytest
 from pydantic import ValidationError
 
+from workbench.optimizers.build import RULES
 from workbench.optimizers.spec import KINDS, OptimizerSpec
 
 BEFORE = [
@@ -39,6 +41,14 @@ def test_what_is_not_said_is_the_kinds_own():
     assert OptimizerSpec(kind="muon").own == {"momentum": 0.95, "nesterov": True, "betas": (0.9, 0.95)}
     assert OptimizerSpec(kind="frugal", density=None).density == 0.25
     assert OptimizerSpec(kind="frugal", density=0.5).own["density"] == 0.5
+
+
+def test_the_kinds_own_are_the_defaults_of_the_rules():
+    """Which are the authors'; but decay is off, and SGDP has the momentum without which it would be plain SGD."""
+    for kind, rule in RULES.items():
+        theirs = {name: p.default for name, p in inspect.signature(rule).parameters.items()}
+        changed = {"weight_decay": 0.0, **({"momentum": 0.9} if kind == "sgdp" else {})}
+        assert {**KINDS[kind]} == {name: changed.get(name, theirs[name]) for name in KINDS[kind]}
 
 
 def test_every_setting_is_in_the_key():
