@@ -31,7 +31,7 @@ STEPS, CUT = 8, 5
 
 
 def study(**optimizer):
-    body = yaml.safe_load(TINY)
+    body = {key: value for key, value in yaml.safe_load(TINY).items() if key not in ("finetune", "revive", "analyses")}
     body["pretrain"]["base"].update(
         optimizer=optimizer, steps=STEPS, lr=RATES.get(optimizer["kind"], 1e-2), schedule={"kind": "constant"}
     )

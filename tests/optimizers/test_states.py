@@ -4,10 +4,9 @@ import json
 
 import pytest
 import torch
+from torch import nn
 
 from workbench.errors import UserError
-from workbench.models.build import build_model
-from workbench.models.spec import ModelSpec
 from workbench.optimizers.adamp import AdamP
 from workbench.optimizers.build import build_optimizer
 from workbench.optimizers.langevin import SGLD
@@ -27,7 +26,11 @@ SPECS = [
 
 
 def model(dtype=torch.float32):
-    return build_model(ModelSpec(blocks=1, heads=2, width=8), 10, 6, 0).to(dtype)
+    """An embedding, hidden matrices both ways, vectors."""
+    net = nn.Sequential(nn.Embedding(10, 8), nn.Linear(8, 12), nn.LayerNorm(12), nn.Linear(12, 8), nn.Linear(8, 8)).to(dtype)
+    for i, p in enumerate(net.parameters()):
+        nn.init.normal_(p, generator=torch.Generator().manual_seed(i))
+    return net
 
 
 def steps(optimizer, net, which):
