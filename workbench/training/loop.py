@@ -141,7 +141,7 @@ def train(
             f"raise batch_size or {'start fewer' if accumulate == 1 else 'lower accumulate'}."
         )
     objective = accelerator.prepare(Objective(model.to(accelerator.device)))
-    optimizer = accelerator.prepare(build_optimizer(settings.optimizer, model.parameters(), settings.lr))
+    optimizer = accelerator.prepare(build_optimizer(settings.optimizer, model, settings.lr, stream(seed, "optimizer")))
     grid = set(evaluation_grid(settings.steps))
     with torch.random.fork_rng(devices=[]), fused_norms(accelerator.device):
         torch.manual_seed(stream(seed, "dropout"))
