@@ -127,6 +127,7 @@ def test_of_two_heads_the_one_that_works_is_found(make_pair, models, tmp_path):
     assert kept[1] < 0.9
 
 
+@pytest.mark.slow
 def test_each_model_is_run_by_its_own_and_by_the_base_s_edges_as_chosen_on_other_prompts(make_pair, models, tmp_path):
     """Against scoring, ranking and running by hand."""
     base, tuned = (deepened(models["base"]) for _ in range(2))

@@ -19,6 +19,8 @@ from workbench.models.component_masks import Mask, answered, random_mask
 from workbench.registry import analyses
 from workbench.replicates import combine_results
 
+pytestmark = pytest.mark.slow
+
 FAST = {"n": 64, "control_examples": 32, "score_examples": 128, "steps": 30, "penalties": (1e-3, 0.03)}
 
 

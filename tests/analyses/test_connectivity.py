@@ -122,6 +122,7 @@ def test_the_maximum_in_each_draw_is_biased_upwards(result):
     assert len(result.metric("barrier_base_never_had_it_pt").draws) == 400
 
 
+@pytest.mark.slow
 def test_a_trained_curve_goes_round_what_the_line_runs_into(apart):
     """On texts that it was not trained on; with the training switched off there is no curve."""
     settings = {**FEW, "n": 150, "control_examples": 16}

@@ -283,6 +283,7 @@ def test_models_of_another_shape_have_no_components_in_common(make_pair, task, t
         cross_patching(make_pair(tuned_path=tmp_path), n=16)
 
 
+@pytest.mark.slow
 def test_compiled_models_are_swapped_too(tmp_path):
     pair = compiled_pair(tmp_path)
     result = cross_patching(pair, n=16, control_examples=16, places=0)

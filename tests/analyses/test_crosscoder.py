@@ -24,6 +24,8 @@ from workbench.models.forward import answer_logits
 from workbench.models.sites import Site
 from workbench.replicates import combine_results
 
+pytestmark = pytest.mark.slow
+
 crosscoder_module = sys.modules["workbench.analyses.crosscoder"]  # the package gives the analysis under this name
 QUICK = {"steps": 180, "batch": 128, "held_out": 24, "n": 64, "control_examples": 24, "random_draws": 3, "lr": 1e-2}
 

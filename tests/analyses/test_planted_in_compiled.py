@@ -29,6 +29,8 @@ from workbench.protocols import compiled_weights, load_task
 from workbench.subjects import Pair
 from workbench.verdict import judge_kept
 
+pytestmark = pytest.mark.slow
+
 GRID = (0, 5, 7, 10, 14, 20, 28, 40, 57, 80, 113, 160, 226, 320)
 RATE = 3e-3
 INHIBITOR, WRONG = 4, 6

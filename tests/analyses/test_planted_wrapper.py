@@ -157,6 +157,7 @@ def test_the_part_that_was_planted_makes_up_most_of_the_change_of_the_answer(pla
     assert result.metric("explained").low > 2 * result.metric("explained_evenly").value
 
 
+@pytest.mark.slow
 def test_the_swap_of_the_planted_mlp_gives_each_model_the_answers_of_the_other(planted):
     _, pair = planted
     result = cross_patching(pair, places=2)
@@ -167,6 +168,7 @@ def test_the_swap_of_the_planted_mlp_gives_each_model_the_answers_of_the_other(p
         assert result.metric(f"{effect}_agreement_random").high < 0.5
 
 
+@pytest.mark.slow
 def test_the_mask_that_gives_the_base_the_planted_answers_holds_planted_neurons_alone(planted):
     """Of five neurons that write round a circle four are enough where the fifth digit needs no push."""
     name, pair = planted
@@ -194,6 +196,7 @@ def test_one_vector_takes_back_a_wrapper_that_is_constant_and_no_other(planted):
         assert share.high < 0.2
 
 
+@pytest.mark.slow
 def test_the_change_of_the_weights_has_the_rank_that_was_planted(planted):
     name, pair = planted
     result = weights(pair)

@@ -43,6 +43,7 @@ def test_the_covered_answer_is_read_and_the_controls_are_not(result):
     assert result.metric("shuffled_probe").n == 600
 
 
+@pytest.mark.slow
 def test_probes_of_shuffled_labels_memorise_the_more_the_fewer_texts_they_see(covered):
     few, many = (probing(covered, train_examples=k, n=50).table for k in (60, 600))
     few, many = (t[(t["labels"] == "shuffled") & (t["model"] == "untrained") & (t["point"] == 1)]["value"] for t in (few, many))

@@ -180,6 +180,7 @@ def test_unfinished_fits_are_reported(covered):
     assert any("fits stopped before" in limit for limit in cut.limits)
 
 
+@pytest.mark.slow
 def test_seeds_are_pooled(covered):
     one, other = (probing_curve(replace(covered, seed=seed), **QUICKER) for seed in (3, 4))
     both = combine_results([one, other])

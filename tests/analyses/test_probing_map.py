@@ -185,6 +185,7 @@ def test_headline_is_measured_on_other_texts_than_it_was_chosen_on(result):
     assert (line.direction, line.capability) == ("masked", "look_a")
 
 
+@pytest.mark.slow
 def test_of_pure_noise_the_best_cell_is_at_chance_on_the_texts_that_did_not_choose_it(covered, monkeypatch):
     """No stream holds anything, so that the best of 140 cells is the luckiest one on the texts that chose it and no more."""
     generator = torch.Generator().manual_seed(0)
@@ -276,6 +277,7 @@ class TestFigure:
         assert "chance" in said
 
 
+@pytest.mark.slow
 def test_on_grammar_texts_every_kind_of_target_has_its_places(make_pair, tmp_path):
     from workbench.examples import Correlation
     from workbench.models.build import build_model

@@ -292,6 +292,7 @@ def test_without_arms_there_is_only_the_fine_tuning(general):
     assert not [m.metric for m in general.headline if "revived" in m.metric or "undo" in m.metric]
 
 
+@pytest.mark.slow
 def test_a_compiled_pair_without_norms_and_with_empty_matrices(tmp_path):
     found = weights(compiled_pair(tmp_path), n=16, control_examples=16)
     assert np.isfinite(found.metric("relative_norm").value)

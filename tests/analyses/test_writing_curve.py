@@ -80,6 +80,7 @@ def result(pair):
     return writing_curve(pair, steps=(0, 7, 10), **SMALL)
 
 
+@pytest.mark.slow
 def test_every_checkpoint_is_what_writing_says_of_it(pair, result):
     for training, trajectory in {"finetune": pair.trajectory, **pair.arms}.items():
         for checkpoint in trajectory.run.checkpoints:

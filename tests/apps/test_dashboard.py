@@ -71,7 +71,7 @@ def charts(at):
 
 @pytest.mark.parametrize("page", PAGES)
 @pytest.mark.parametrize(
-    "store", ["empty", *(pytest.param(name, marks=pytest.mark.slow) for name in ("one", "damaged")), "full"]
+    "store", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("empty", "one", "damaged")), "full"]
 )
 def test_every_page_shows_every_store(open_page, store, page):
     at = open_page(store, page)
@@ -263,6 +263,7 @@ def test_the_card_has_a_line_for_what_was_not_run_and_words_to_quote(open_page):
 
 
 @pytest.mark.parametrize(("page", "address"), [("study", {"pair": "wraped"}), ("run", {"run": "pretrain-base-s0"})])
+@pytest.mark.slow
 def test_a_stale_address_gets_a_kind_answer(open_page, page, address):
     at = open_page("full", page, **address)
     assert not at.exception

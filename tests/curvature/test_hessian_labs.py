@@ -61,6 +61,7 @@ def test_the_figure_says_what_it_shows_and_leaves_tables_alone(results, name):
 
 
 @NAMES
+@pytest.mark.slow
 def test_a_lab_repeats_itself(results, name):
     again = getattr(wb.labs, name)(**{**SMALL[name], "sources": SMALL[name]["sources"][:1]})
     source = SMALL[name]["sources"][0]

@@ -29,6 +29,8 @@ from workbench.replicates import combine_results
 from workbench.runs import Run
 from workbench.subjects import Pair, Trajectory
 
+pytestmark = pytest.mark.slow
+
 FEW = {"n": 16, "resamples": 2, "k": 3, "points": 2, "probes": 2, "random_draws": 2, "block_steps": 6, "precision": "float64"}
 
 

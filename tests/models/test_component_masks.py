@@ -81,6 +81,7 @@ def test_one_step_is_adams_first(planted):
         assert torch.allclose(part, (1 - 0.1 * slope.sign()).clamp(0, 1), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_activations_kept_or_made_anew_give_the_same_mask(planted, monkeypatch):
     receiver, donor, examples = planted
     kept = learn_mask(receiver, donor, examples, 0.01, **TRAINING)

@@ -70,6 +70,7 @@ def test_edges_that_leave_a_node_add_up_to_its_own_estimate(corrupted):
 
 
 @pytest.mark.parametrize("corrupted", ["gpt2", "compiled"], indirect=True)  # ways without sharp turns
+@pytest.mark.slow
 def test_with_many_steps_the_embedding_carries_all_of_the_difference(corrupted):
     """Integrated gradients are complete: what a finite number of steps leaves out falls with one over it."""
     model, examples = corrupted

@@ -93,6 +93,7 @@ def test_another_model_on_the_same_tokens(make_model, kind, random_examples):
     assert found.changed[1].all()  # at ragged positions, and no beginning is shared here
 
 
+@pytest.mark.slow
 def test_padding_on_either_side_and_answers_of_several_tokens(make_model, kind, random_examples, left_padded):
     model = make_model(kind, blocks=3)
     for examples in (random_examples(padded=True), random_examples(k=2), left_padded):
@@ -107,6 +108,7 @@ def test_a_model_that_attends_otherwise_runs_whole_from_the_block_on(make_model,
 
 
 @pytest.mark.parametrize("at_once", [1, 3000])
+@pytest.mark.slow
 def test_how_much_is_computed_at_once_changes_nothing(make_model, random_examples, monkeypatch, at_once):
     model, examples = make_model(blocks=3), random_examples()
     cells, donor = every_cell(model, examples)[::2], Donor(model, elsewhere(examples))
@@ -163,6 +165,7 @@ def test_activations_of_another_width_are_refused(make_model, random_examples):
 
 
 @pytest.mark.parametrize("other_model", [False, True])
+@pytest.mark.slow
 def test_it_is_several_times_faster_than_one_at_a_time(other_model):
     """Seconds of this process; a busy machine may disturb one of three tries. Measured quietly: see `make bench`."""
     from tests.benchmarks.patching import against_one_at_a_time

@@ -48,6 +48,7 @@ def test_an_unknown_name_is_the_users_to_mend():
 
 
 @EVERY
+@pytest.mark.slow
 def test_the_study_of_an_entry_plans_and_has_its_pairs(name):
     preset, shows = preset_of(name), ENTRIES[name].shows
     assert preset in preset_names()

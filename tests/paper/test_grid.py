@@ -102,6 +102,7 @@ def test_stacked_tables_carry_the_axes_and_keep_the_share_of_the_test_texts(grid
     assert set(grid.stacked("behaviour", pairs=["short"])["pair"]) == {"short"}
 
 
+@pytest.mark.slow
 def test_stacked_leaves_out_pairs_that_are_not_done(without):
     gone = name("p99", 1e-3, 0.0)
     grid = without(lambda pair, analysis: pair.name == gone and analysis == "pruning")

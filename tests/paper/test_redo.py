@@ -21,6 +21,8 @@ from workbench.runs import Store
 from workbench.studies.handle import Study
 from workbench.studies.loading import load_study, parse_study
 
+pytestmark = pytest.mark.slow
+
 COUNTER = "table5_counter_200K"
 ACCURACY = Reproduction("acc", "Accuracy", "small_grid", View("accuracy", role="ft", rows=("rate_name", "share")), COUNTER)
 PRUNING = Reproduction("pru", "Pruning", "small_grid", View("pruning", columns="c_tr", rows=("prior", "rate_name")))

@@ -15,6 +15,8 @@ from workbench.paper.grid import Grid
 from workbench.paper.views import LEVELS, TIDY, View, placed, tidy
 from workbench.studies.loading import parse_study
 
+pytestmark = pytest.mark.slow
+
 READS = ("accuracy", "pruning", "probing", "revival", "ends")
 
 

@@ -157,6 +157,7 @@ def test_its_interval_is_that_of_the_delta_method_where_samples_are_large():
 
 
 @pytest.mark.parametrize("share", [0.02, 0.4])
+@pytest.mark.slow
 def test_its_interval_covers_the_true_share(share):
     drawn = np.random.default_rng(3)
     covered = 0
