@@ -12,6 +12,8 @@ from workbench.errors import UserError
 from workbench.models.inside import hidden_neurons
 from workbench.replicates import combine_results
 
+pytestmark = pytest.mark.slow
+
 INHIBITOR = 7
 
 

@@ -72,6 +72,7 @@ def test_the_ends_of_lines_are_the_models(result, covered):
 
 
 @pytest.mark.parametrize("alpha", [-1.0, 0.25, 0.75, 2.0])
+@pytest.mark.slow
 def test_points_between_and_beyond_are_those_of_a_naive_twin_in_double_precision(result, covered, alpha):
     examples = covered.examples("look_a", n=200)
     twin = mixed(covered.base, covered.tuned, alpha)

@@ -19,6 +19,8 @@ from workbench.models.forward import nll
 from workbench.models.spec import ModelSpec
 from workbench.replicates import combine_results
 
+pytestmark = pytest.mark.slow
+
 WIDTH = 32
 CHANGED = 2 * WIDTH + 1
 

@@ -181,6 +181,7 @@ def test_the_mask_that_gives_the_base_the_planted_answers_holds_planted_neurons_
     assert len(taken) >= len(PLANTED[name][1]) - 1
 
 
+@pytest.mark.slow
 def test_one_vector_takes_back_a_wrapper_that_is_constant_and_no_other(planted):
     """The inhibitor writes the same at every text; the shift writes what depends on the digit, so no vector undoes it."""
     name, pair = planted

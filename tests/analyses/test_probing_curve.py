@@ -16,6 +16,8 @@ from workbench.figures import alt, figure
 from workbench.figures.tables import select
 from workbench.replicates import combine_results
 
+pytestmark = pytest.mark.slow
+
 QUICK = {"train_examples": 400, "first": 25, "n": 200, "orders": 2, "growth": 4.0}
 QUICKER = {"train_examples": 200, "first": 25, "n": 100, "orders": 1, "growth": 8.0, "iterations": 50}
 
@@ -180,7 +182,6 @@ def test_unfinished_fits_are_reported(covered):
     assert any("fits stopped before" in limit for limit in cut.limits)
 
 
-@pytest.mark.slow
 def test_seeds_are_pooled(covered):
     one, other = (probing_curve(replace(covered, seed=seed), **QUICKER) for seed in (3, 4))
     both = combine_results([one, other])

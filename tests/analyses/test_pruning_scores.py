@@ -17,6 +17,8 @@ from workbench.measures import correct_answers
 from workbench.models.scores import SCORES
 from workbench.replicates import combine_results
 
+pytestmark = pytest.mark.slow
+
 FINDS = ("signed_taylor", "leave_one_out", "leave_one_out_accuracy", "difference")
 
 

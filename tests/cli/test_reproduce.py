@@ -110,6 +110,7 @@ def test_a_table_prints_how_far_it_is_from_the_paper(cli, store, never_run):
     assert said.count("mean absolute difference, ") == 4
 
 
+@pytest.mark.slow
 def test_claims_as_json_and_in_words(cli, store, never_run):
     body = cli("reproduce", "claims", NEW, "--store", store, "--json").json
     assert body["name"] == "claims"

@@ -10,10 +10,12 @@ import pytest
 import torch
 from analyses.conftest import LookupTask
 from curvature.landscape_pair import trained_pair
+from scipy.stats import sem, t
 
 import workbench as wb
 from workbench.curvature import measured
 from workbench.curvature import spectrum as module
+from workbench.curvature.lines import along, resampled_means
 from workbench.curvature.measured import Effort, measure
 from workbench.curvature.objective import of_model
 from workbench.curvature.operators import gauss_newton, hessian
@@ -208,3 +210,38 @@ def test_too_many_parameters_for_all_eigenvalues(pair, monkeypatch):
     monkeypatch.setattr(module, "FULL_BELOW", 100)
     with pytest.raises(UserError, match=r"write exact: false"):
         spectrum(pair, exact=True)
+
+
+def test_an_eigenvalue_s_interval_is_its_vector_s_curvature_on_resampled_examples(pair):
+    examples = draw(pair, pair.capability, 0.0, FEW["n"])
+    found = spectrum_of(pair.base, examples, **FEW).tables["eigenvalues"]
+    objective = of_model(pair.base, examples)
+    vectors = np.linalg.eigh(hessian(objective).dense().numpy())[1][:, ::-1]
+    for rank in (1, 2):
+        by_row = along(objective, torch.from_numpy(vectors[:, rank - 1].copy())).curvature
+        low, high = np.percentile(resampled_means(objective, by_row, measured.DRAWS, 0), [2.5, 97.5])
+        mine = found[(found["end"] == "top") & (found["rank"] == rank)].iloc[0]
+        assert mine["low"] == pytest.approx(low, rel=1e-4)
+        assert mine["high"] == pytest.approx(high, rel=1e-4)
+
+
+def test_an_interval_over_probes_is_student_s():
+    each = np.array([1.0, 2.0, 4.0])
+    found = module._over_probes("trace", each, 5, "nats")
+    assert (found.low, found.high) == pytest.approx(t.interval(0.95, 2, each.mean(), sem(each)))
+
+
+def test_the_residual_share_s_draws_are_of_norms_not_of_their_squares(pair):
+    objective = of_model(pair.base, draw(pair, pair.capability, 0.0, FEW["n"]))
+    share, draws = measured._residual_share(hessian(objective), gauss_newton(objective), 0)
+    assert np.percentile(draws, 2.5) <= share <= np.percentile(draws, 97.5)
+    assert np.median(draws) == pytest.approx(share, rel=0.1)
+
+
+def test_a_smallest_eigenvalue_that_has_not_settled_is_an_upper_bound_and_said(pair, monkeypatch):
+    monkeypatch.setattr(measured, "BOTTOM_PRODUCTS", 8)
+    found = spectrum_of(pair.base, draw(pair, pair.capability, 0.0, FEW["n"]), **FEW)
+    ends = found.tables["eigenvalues"]
+    assert not ends[ends["end"] == "bottom"]["converged"].any()
+    assert found.metric("lambda_min_model_pt").bound == "upper"
+    assert "did not converge" in found.limits[0]

@@ -148,6 +148,7 @@ def test_random_changes_are_as_large_as_the_donors_and_point_elsewhere(two):
 
 @torch.no_grad()
 @pytest.mark.parametrize("places", ["all", "answer", "some", "one"])
+@pytest.mark.slow
 def test_one_component_at_a_time_is_what_hooks_on_the_whole_model_do(two, places):
     receiver, donor, examples = two
     n = len(examples)

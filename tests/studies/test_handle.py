@@ -43,6 +43,7 @@ def test_running_again_does_nothing(copied):
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
+@pytest.mark.slow
 def test_a_new_seed_runs_only_what_is_new_and_other_studies_share(copied, tmp_path, monkeypatch):
     import workbench.stages
 

@@ -33,7 +33,7 @@ def file(tmp_path):
 
 @pytest.mark.parametrize(
     "name",  # the paper's grids have thousands of stages
-    [pytest.param(n, marks=pytest.mark.slow) if n.endswith("_paper") and n.startswith("grid") else n for n in preset_names()],
+    [pytest.param(n, marks=pytest.mark.slow) if n.startswith("grid") else n for n in preset_names()],
 )
 def test_a_preset_loads_and_expands(name):
     spec = load_study(name, seeds=[0])
