@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.sparse.linalg import eigsh
 
-from workbench.curvature.maps import SymmetricMap, asymmetry, from_dense, random_columns
+from workbench.curvature.maps import SymmetricMap, asymmetry, dots, from_dense, lengths, random_columns
 
 
 @pytest.fixture(scope="module")
@@ -100,3 +100,11 @@ def test_random_columns_are_normal_and_a_function_of_seed_and_labels(of):
     assert float(once.std()) == pytest.approx(1, abs=0.05)
     single = from_dense(torch.zeros(1, 1, dtype=torch.float32))
     assert torch.equal(random_columns(2000, 3, 5, "a", 1, like=single), once.float())
+
+
+def test_sums_over_millions_in_single_precision_are_those_in_double():
+    """A plain product of these is off by more (4e-6): its running sums are so large that each number is rounded as it comes in."""
+    a = torch.rand(2, 2_000_000, generator=torch.Generator().manual_seed(0)) + 1
+    exact = a.double() @ a.double().T
+    torch.testing.assert_close(dots(a, a), exact, rtol=2e-6, atol=0)
+    torch.testing.assert_close(lengths(a, 1), exact.diagonal().sqrt(), rtol=1e-9, atol=0)
