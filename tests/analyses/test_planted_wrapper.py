@@ -140,6 +140,7 @@ def test_the_wrapper_does_what_it_was_made_for(planted):
     assert evaluate(pair.base, texts).mean() >= 0.95
 
 
+@pytest.mark.slow
 def test_pruning_finds_the_planted_neurons_and_brings_the_ability_back(planted):
     name, pair = planted
     result = pruning(pair, max_units=10)

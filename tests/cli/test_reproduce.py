@@ -50,6 +50,7 @@ def test_the_list(cli):
     assert "not run" in printed
 
 
+@pytest.mark.slow
 def test_the_list_says_what_is_done(cli, store):
     rows = [line for line in cli("reproduce", "--list", "--store", store).out.splitlines() if "grid_counting" in line]
     done, total = Study.open(Store(store), "grid_counting").progress()

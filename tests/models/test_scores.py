@@ -181,6 +181,7 @@ def seen_inputs(request, module):
 
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("word", WORDS)
+@pytest.mark.slow
 def test_wanda_is_weight_times_norm_of_the_input(ask, left_padded, kind, word, padded):
     r = replace(ask(kind, word), examples=left_padded) if padded else ask(kind, word)
     norms = {m: seen_inputs(r, m).norm(dim=0) for m in dict.fromkeys(r.units.modules(r.model))}
